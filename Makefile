@@ -1,0 +1,57 @@
+# The Python that makes the virtual environment: 3.10, 3.11 or 3.12.
+PYTHON ?= python3
+# More arguments for pytest, as in: make test ARGS="-k losses"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+# Two worker processes of one thread each: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install everything that DBiSL needs into it
+
+$(STAMP): requirements.lock pyproject.toml
+	@version=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null); \
+	case "$$version" in \
+	3.10.*|3.11.*|3.12.*) ;; \
+	*) echo "DBiSL needs Python 3.10, 3.11 or 3.12, but '$(PYTHON)' is $${version:-not a Python}:" \
+	    "name another one, as in 'make setup PYTHON=python3.12'." >&2; exit 1 ;; \
+	esac
+	@echo "Installing DBiSL into $(VENV) (once; PyTorch is the large part)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	@$(PIP_INSTALL) --quiet --no-build-isolation --use-pep517 --requirement requirements.lock
+	@$(PIP_INSTALL) --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup ## Run DBiSL end to end on small synthetic scans
+	$(BIN)/python scripts/demo.py
+
+test: setup ## Run the tests, without the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup ## Run all the tests
+	$(PYTEST) $(ARGS)
+
+lint: setup ## Check the code's style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check the types
+	$(BIN)/mypy
+
+format: setup ## Put the code in its format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and build files; data and results stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist bundle/*.egg-info
+	find bundle scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""The two streams of a semi-supervised training: labeled and unlabeled scans, each for ever, side by side."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+logger = logging.getLogger(__name__)
+
+
+class EndlessSampler(Sampler[int]):
+    """Shuffled passes over a dataset, one after another without end.
+
+    A dataset smaller than the batch simply comes round again within one, and an epoch can be any number of iterations.
+
+    Args:
+        dataset: whatever has a length.
+        seed: the order follows from it alone.
+        rank, world_size: with several processes each takes every ``world_size``-th index of the same order.
+    """
+
+    def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}.")
+        self.dataset = dataset
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        position = 0
+        while len(self.dataset) > 0:
+            for index in torch.randperm(len(self.dataset), generator=generator).tolist():
+                if position % self.world_size == self.rank:
+                    yield index
+                position += 1
+
+
+class TwoStreamLoader:
+    """Batches of both streams: ``{"labeled": batch, "unlabeled": batch}``, without end.
+
+    Where there are no unlabeled scans the batches have no ``"unlabeled"``, and the log says so.
+
+    Args:
+        labeled: loader over the labeled scans, endless by its sampler.
+        unlabeled: likewise over the unlabeled ones; its dataset may be empty.
+    """
+
+    def __init__(self, labeled: DataLoader, unlabeled: DataLoader) -> None:
+        if len(labeled.dataset) == 0:  # type: ignore[arg-type]
+            raise ValueError("there are no labeled scans to train on.")
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        labeled, unlabeled = len(self.labeled.dataset), len(self.unlabeled.dataset)  # type: ignore[arg-type]
+        logger.info("training on %d labeled and %d unlabeled scans", labeled, unlabeled)
+        if unlabeled == 0:
+            logger.warning("no unlabeled scans: training is supervised, on the labeled scans only")
+            for batch in self.labeled:
+                yield {"labeled": batch}
+        else:
+            for batch, unlabeled_batch in zip(self.labeled, self.unlabeled, strict=False):
+                yield {"labeled": batch, "unlabeled": unlabeled_batch}

@@ -1,0 +1,231 @@
+"""Ignite handlers of the workflow: ramp-up, teacher, checkpoints, previews."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from matplotlib.figure import Figure
+from monai.engines.evaluator import Evaluator
+from monai.utils import convert_to_numpy
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from dbisl.losses import DBiSLLoss
+
+logger = logging.getLogger(__name__)
+
+
+class RampUp:
+    """Moves ``loss.ramp``, the factor of the terms that need no label, from 0 to 1.
+
+    ``lambda(t) = exp(-5 * (1 - min(1, t / length))^2)`` (Laine and Aila, 2017), counted in iterations from the end of a
+    warm-up in which it is 0: consistency between two untrained tasks teaches both to answer background.
+
+    Args:
+        loss: whose ``ramp`` is set before each iteration.
+        warm_up: iterations at 0.
+        length: iterations from there to 1.
+    """
+
+    def __init__(self, *, loss: DBiSLLoss, warm_up: int, length: int) -> None:
+        if warm_up < 0 or length < 0:
+            raise ValueError(f"warm_up and length are numbers of iterations, got {warm_up} and {length}.")
+        self.loss = loss
+        self.warm_up = warm_up
+        self.length = length
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        since = engine.state.iteration - 1 - self.warm_up
+        progress = 1.0 if since >= self.length else since / self.length
+        self.loss.ramp = 0.0 if since < 0 else math.exp(-5 * (1 - progress) ** 2)
+
+
+class MeanTeacher:
+    """Keeps a teacher's weights at the exponential moving average of a student's, after each iteration.
+
+    When a training starts (rather than resumes) the teacher is set to the student, so that weights which another
+    handler loads into the student at the start reach the teacher too: attach this after such a handler.
+
+    Args:
+        ema: Ignite's handler that holds both networks.
+    """
+
+    def __init__(self, *, ema: EMAHandler) -> None:
+        self.ema = ema
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        self.ema.attach(engine)
+
+    def start(self, engine: Engine) -> None:
+        if engine.state.iteration == 0:
+            self.ema.ema_model.load_state_dict(self.ema.model.state_dict())
+
+
+class Checkpoints:
+    """Writes what training leaves behind, each file whole or not at all, and resumes from it.
+
+    - ``checkpoint.pt`` after every epoch: all that a resumed training needs;
+    - ``model.pt``: the network of the best validation so far (of the end, where there is no validation scan);
+    - ``model_final.pt``: the network of the end, written only when training completes.
+
+    The two models are plain state dicts. MONAI's ``CheckpointSaver`` would also save the final model when training
+    fails, and would leave a torn file if it is killed while writing.
+
+    Args:
+        ckpt_dir: made when it is missing.
+        model: the network to serve: the teacher where there is one.
+        state: objects with a ``state_dict`` by name; the trainer's own state and the best score are added to them.
+        evaluator: whose key metric decides what is best. Attach this handler after the validation handler, and before
+            one that acts on the state of a resumed training.
+        resume: whether to start from ``checkpoint.pt``.
+    """
+
+    def __init__(
+        self, *, ckpt_dir: str, model: nn.Module, state: Mapping[str, Any], evaluator: Evaluator, resume: bool = False
+    ) -> None:
+        self.ckpt_dir = Path(ckpt_dir)
+        self.model = model
+        self.state = dict(state)
+        self.evaluator = evaluator
+        self.resume = resume
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Engine) -> None:
+        self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+        if self.resume:
+            self._load(engine)
+
+    def _load(self, engine: Any) -> None:
+        path = self.ckpt_dir / "checkpoint.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found; resuming needs the checkpoint of an earlier training.")
+        checkpoint = torch.load(path, map_location=engine.state.device, weights_only=True)
+        if set(checkpoint) != {*self.state, "trainer", "best"}:
+            raise ValueError(
+                f"{path}: holds {sorted(checkpoint)}; expected {sorted([*self.state, 'trainer', 'best'])}, as a "
+                "training with the same method writes."
+            )
+        for name, item in self.state.items():
+            item.load_state_dict(checkpoint[name])
+        epochs = engine.state.max_epochs
+        engine.load_state_dict(checkpoint["trainer"])
+        engine.state.max_epochs = epochs
+        self.best = checkpoint["best"]
+        logger.info("resumed %s after epoch %d of %d", path, engine.state.epoch, epochs)
+
+    def epoch_completed(self, engine: Engine) -> None:
+        name = self.evaluator.state.key_metric_name
+        validated = self.evaluator.state.metrics.get(name) if self._validated(engine) else None
+        if validated is not None and validated > self.best:
+            self.best = float(validated)
+            self._write("model.pt", self.model.state_dict())
+            logger.info("epoch %d: best %s so far, %.4f", engine.state.epoch, name, self.best)
+        state = {name: item.state_dict() for name, item in self.state.items()}
+        self._write("checkpoint.pt", {**state, "trainer": engine.state_dict(), "best": self.best})
+
+    def _validated(self, engine: Engine) -> bool:
+        """Whether the evaluator's metrics are of this epoch; MONAI's ValidationHandler hands it the trainer's."""
+        return self.evaluator.state.epoch == engine.state.epoch
+
+    def completed(self, engine: Engine) -> None:
+        self._write("model_final.pt", self.model.state_dict())
+        if self.best == -math.inf:
+            logger.warning("no validation: model.pt is the network of the end")
+            self._write("model.pt", self.model.state_dict())
+
+    @idist.one_rank_only()
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        temporary = self.ckpt_dir / f".{name}.{os.getpid()}"
+        try:
+            torch.save(content, temporary)
+            os.replace(temporary, self.ckpt_dir / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Previews:
+    """Writes a picture of each case: image, truth, prediction, signed distance and uncertainty, side by side.
+
+    The slice is the one of the last axis in which the truth (or, without one, the prediction) is largest.
+
+    Args:
+        output_dir: one PNG a case goes there.
+        max_cases: pictures an epoch at most.
+    """
+
+    def __init__(self, *, output_dir: str, max_cases: int) -> None:
+        self.output_dir = Path(output_dir)
+        self.max_cases = max_cases
+        self.written = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def reset(self, engine: Engine) -> None:
+        self.written = 0
+
+    def __call__(self, engine: Any) -> None:
+        if idist.get_rank() > 0:
+            return
+        for case in engine.state.output[: self.max_cases - self.written]:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            name = Path(case[Keys.IMAGE].meta["filename_or_obj"]).name.split(".nii")[0]
+            draw_case(case, self.output_dir / f"{name}.png")
+            self.written += 1
+
+
+def draw_case(case: Mapping[str, torch.Tensor], path: Path) -> None:
+    """One row of panels of one slice.
+
+    Args:
+        case: ``image`` and, as far as they are there, ``label``, ``pred`` (class indices), ``pred_sdm`` (``K`` maps)
+            and ``pred_uncertainty``, each ``channels x *spatial`` on one grid.
+        path: of the PNG.
+    """
+    arrays = {key: convert_to_numpy(value).astype(np.float32) for key, value in case.items() if key in _PANELS}
+    guide = arrays.get(Keys.LABEL, arrays.get(Keys.PRED))
+    if guide is not None and guide.ndim == 4:
+        depth = int((guide[0] > 0).sum(axis=(0, 1)).argmax())
+        arrays = {key: array[..., depth] for key, array in arrays.items()}
+    panels = [(title, key, options) for key, (title, options) in _PANELS.items() if key in arrays]
+    classes = max(float(array.max()) for key, array in arrays.items() if key in (Keys.LABEL, Keys.PRED))
+    figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
+    for axes, (title, key, options) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        # Of the SDM the foreground's: the largest of the classes that are not background.
+        plane = arrays[key][1:].max(axis=0) if key == "pred_sdm" else arrays[key][0]
+        limits = {"vmin": 0, "vmax": max(classes, 1)} if key in (Keys.LABEL, Keys.PRED) else {}
+        axes.imshow(np.rot90(plane), **{**options, **limits})
+        axes.set_title(title)
+        axes.axis("off")
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=100, format="png")
+    os.replace(temporary, path)
+
+
+_PANELS: dict[str, tuple[str, dict[str, Any]]] = {
+    Keys.IMAGE: ("image", {"cmap": "gray"}),
+    Keys.LABEL: ("truth", {"cmap": "viridis", "interpolation": "nearest"}),
+    Keys.PRED: ("prediction", {"cmap": "viridis", "interpolation": "nearest"}),
+    "pred_sdm": ("signed distance", {"cmap": "RdBu", "vmin": -1, "vmax": 1}),
+    "pred_uncertainty": ("uncertainty", {"cmap": "magma", "vmin": 0, "vmax": 1}),
+}

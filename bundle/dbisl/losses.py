@@ -1,0 +1,275 @@
+"""The loss of DBiSL: supervision, consistency and pseudo-supervision of two tasks, in both directions of the bridge.
+
+Notation: ``P`` is the segmentation, ``R`` the signed distance map (SDM), ``P_r = T_r2s(R)`` and ``R_s = T_s2r(P)`` are
+what the bridge makes of the other task's answer, ``Y`` and ``R*`` the label and its exact SDM. With the right weights
+the same loss is a supervised V-Net, a dual-task network, or DTC (Luo et al., AAAI 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
+
+LABELED_TERMS = ("segmentation", "regression", "segmentation_across", "regression_across")
+CONSISTENCY_TERMS = ("consistency_segmentation", "consistency_regression")
+PSEUDO_TERMS = ("pseudo_segmentation", "pseudo_segmentation_across", "pseudo_regression")
+TERMS = (*LABELED_TERMS, *CONSISTENCY_TERMS, *PSEUDO_TERMS)
+
+SMOOTH = 1e-5
+"""Added to both parts of the Dice ratio, as MONAI does: an absent and unpredicted class costs nothing."""
+
+
+def dice_cross_entropy(
+    log_probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Soft Dice loss of the foreground classes over the whole batch, plus cross-entropy.
+
+    Args:
+        log_probabilities: ``B x K x *spatial``.
+        target: ``B x K x *spatial`` probabilities; one-hot for a label.
+        weight: ``B x 1 x *spatial`` weight of each voxel in both parts, or None for 1.
+
+    Returns:
+        A scalar.
+    """
+    probabilities = log_probabilities.exp()
+    entropy = -(target * log_probabilities).sum(dim=1, keepdim=True)
+    axes = [0, *range(2, target.dim())]
+    if weight is None:
+        overlap, total = probabilities * target, probabilities + target
+    else:
+        entropy = weight * entropy
+        overlap, total = weight * probabilities * target, weight * (probabilities + target)
+    dice = (2 * overlap.sum(axes) + SMOOTH) / (total.sum(axes) + SMOOTH)
+    return 1 - dice[1:].mean() + entropy.mean()
+
+
+class _Answers:
+    """What several terms need of a network's answers, each computed once, in float32, and only when asked for."""
+
+    def __init__(
+        self,
+        prediction: tuple[torch.Tensor, torch.Tensor | None],
+        sdm_to_segmentation: SDMToSegmentation,
+        segmentation_to_sdm: SegmentationToSDM,
+    ) -> None:
+        self.logits, self.sdm = prediction
+        self._sdm_to_segmentation = sdm_to_segmentation
+        self._segmentation_to_sdm = segmentation_to_sdm
+
+    @cached_property
+    def log_p(self) -> torch.Tensor:
+        return functional.log_softmax(self.logits.float(), dim=1)
+
+    @cached_property
+    def p(self) -> torch.Tensor:
+        return self.log_p.exp()
+
+    @cached_property
+    def r(self) -> torch.Tensor:
+        if self.sdm is None:
+            raise ValueError("this loss has terms of the distance regression, but the network gives no SDM.")
+        return self.sdm.float()
+
+    @cached_property
+    def log_p_r(self) -> torch.Tensor:
+        return functional.log_softmax(self._sdm_to_segmentation.logits(self.r), dim=1)
+
+    @cached_property
+    def p_r(self) -> torch.Tensor:
+        return self.log_p_r.exp()
+
+    @cached_property
+    def r_s(self) -> torch.Tensor:
+        return self._segmentation_to_sdm(self.p)
+
+
+class DBiSLLoss(nn.Module):
+    """The weighted sum of the terms below; a term of weight 0 is not computed.
+
+    ==============================  =======================================================  ==================
+    term                            what it compares                                         on
+    ==============================  =======================================================  ==================
+    ``segmentation``                DiceCE(P, Y)                                             labeled
+    ``regression``                  L1(R, R*)                                                labeled
+    ``segmentation_across``         DiceCE(P_r, Y)                                           labeled
+    ``regression_across``           L1(R_s, R*)                                              labeled
+    ``consistency_segmentation``    mean squared P - P_r                                     all
+    ``consistency_regression``      mean squared R - R_s                                     all
+    ``pseudo_segmentation``         DiceCE(P, pseudo-label), weighted by certainty           unlabeled
+    ``pseudo_segmentation_across``  DiceCE(P_r, pseudo-label), weighted by certainty         unlabeled
+    ``pseudo_regression``           L1(R, T_s2r(pseudo-label)), weighted by certainty        unlabeled
+    ==============================  =======================================================  ==================
+
+    The total is ``sum(labeled terms) + ramp * sum(the others)``; :class:`dbisl.handlers.RampUp` moves ``ramp``.
+
+    Args:
+        weights: weight by term; a term that is not named has weight 0.
+        sdm_to_segmentation: ``T_r2s``.
+        segmentation_to_sdm: ``T_s2r``, with the band and spacing of ``R*``.
+        pseudo_label: ``"fused"``: both tasks learn from ``(P + P_r) / 2``; ``"cross"``: each learns from the other's.
+        harden: whether a pseudo-label is the most probable class (True) or the probabilities themselves (False).
+        gamma: how fast a voxel's weight ``exp(-gamma * U)`` falls with its uncertainty, the entropy of
+            ``(P + P_r) / 2`` over ``log K``; 0 counts all voxels alike.
+
+    Attributes:
+        ramp: factor of the consistency and pseudo-supervised terms, ``lambda(t)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        sdm_to_segmentation: SDMToSegmentation,
+        segmentation_to_sdm: SegmentationToSDM,
+        pseudo_label: str = "fused",
+        harden: bool = False,
+        gamma: float = 0.0,
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(weights) - set(TERMS))
+        if unknown:
+            raise ValueError(f"unknown loss terms {unknown}; expected some of {list(TERMS)}.")
+        negative = {name: weight for name, weight in weights.items() if weight < 0}
+        if negative:
+            raise ValueError(f"loss weights must not be negative, got {negative}.")
+        if pseudo_label not in ("fused", "cross"):
+            raise ValueError(f"pseudo_label must be 'fused' or 'cross', got {pseudo_label!r}.")
+        if not any(weights.get(name, 0) > 0 for name in LABELED_TERMS):
+            raise ValueError(
+                f"at least one of the labeled terms {list(LABELED_TERMS)} needs a weight, got {dict(weights)}."
+            )
+        self.weights = {name: float(weights[name]) for name in TERMS if weights.get(name, 0) > 0}
+        self.sdm_to_segmentation = sdm_to_segmentation
+        self.segmentation_to_sdm = segmentation_to_sdm
+        self.pseudo_label = pseudo_label
+        self.harden = harden
+        self.gamma = gamma
+        self.ramp = 1.0
+
+    @property
+    def needs_pseudo_labels(self) -> bool:
+        """Whether a pseudo-supervised term counts now; if not, no teacher need be asked."""
+        return self.ramp > 0 and any(name in self.weights for name in PSEUDO_TERMS)
+
+    def _factors(self, has_unlabeled: bool) -> dict[str, float]:
+        """Factor in the total of each term that counts for this batch."""
+        factors = {
+            name: weight if name in LABELED_TERMS else self.ramp * weight for name, weight in self.weights.items()
+        }
+        return {name: f for name, f in factors.items() if f > 0 and (has_unlabeled or name not in PSEUDO_TERMS)}
+
+    def forward(
+        self,
+        prediction: tuple[torch.Tensor, torch.Tensor | None],
+        label: torch.Tensor,
+        sdm: torch.Tensor | None = None,
+        teacher: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compare the answers for a batch whose first ``B_l`` items are labeled and whose others are not.
+
+        Args:
+            prediction: ``(logits, R)``, each ``B x K x *spatial``; ``R`` is None for a single-task network.
+            label: ``Y``, class indices of the labeled items, ``B_l x 1 x *spatial``.
+            sdm: ``R*`` of the labeled items, ``B_l x K x *spatial``; needed by the regression terms.
+            teacher: the answers of a teacher network for the unlabeled items, in their order, from which the
+                pseudo-labels are made; None: the network's own, detached.
+
+        Returns:
+            The total, and each term that was computed by name, before its weight (detached).
+
+        Raises:
+            ValueError: when a term needs the SDM of the network or of the label and there is none.
+        """
+        answers = self._answers(prediction)
+        labeled = label.shape[0]
+        factors = self._factors(has_unlabeled=answers.logits.shape[0] > labeled)
+        terms = self._labeled_terms(factors, answers, label, sdm)
+        terms |= self._consistency_terms(factors, answers)
+        terms |= self._pseudo_terms(factors, answers, labeled, answers if teacher is None else self._answers(teacher))
+        total = torch.stack([factor * terms[name] for name, factor in factors.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _answers(self, prediction: tuple[torch.Tensor, torch.Tensor | None]) -> _Answers:
+        return _Answers(prediction, self.sdm_to_segmentation, self.segmentation_to_sdm)
+
+    def _labeled_terms(
+        self, names: Mapping[str, float], answers: _Answers, label: torch.Tensor, sdm: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        terms = {}
+        part = slice(0, label.shape[0])
+        classes = answers.logits.shape[1]
+        one_hot = functional.one_hot(label[:, 0].long(), classes).movedim(-1, 1).to(answers.log_p.dtype)
+        if "segmentation" in names:
+            terms["segmentation"] = dice_cross_entropy(answers.log_p[part], one_hot)
+        if "segmentation_across" in names:
+            terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r[part], one_hot)
+        if "regression" in names or "regression_across" in names:
+            if sdm is None:
+                raise ValueError("the terms 'regression' and 'regression_across' need the SDM of the labels.")
+            target = sdm.float()
+            if "regression" in names:
+                terms["regression"] = functional.l1_loss(answers.r[part], target)
+            if "regression_across" in names:
+                # With the consistency term the map of the whole batch is needed anyway.
+                mapped = answers.r_s if "consistency_regression" in names else self.segmentation_to_sdm(answers.p[part])
+                terms["regression_across"] = functional.l1_loss(mapped[part], target)
+        return terms
+
+    def _consistency_terms(self, names: Mapping[str, float], answers: _Answers) -> dict[str, torch.Tensor]:
+        terms = {}
+        if "consistency_segmentation" in names:
+            terms["consistency_segmentation"] = functional.mse_loss(answers.p, answers.p_r)
+        if "consistency_regression" in names:
+            terms["consistency_regression"] = functional.mse_loss(answers.r, answers.r_s)
+        return terms
+
+    def _pseudo_terms(
+        self, names: Mapping[str, float], answers: _Answers, labeled: int, teacher: _Answers
+    ) -> dict[str, torch.Tensor]:
+        if not any(name in names for name in PSEUDO_TERMS):
+            return {}
+        unlabeled = slice(labeled, None)
+        p = teacher.p.detach()
+        p_r = p if teacher.sdm is None else teacher.p_r.detach()
+        if teacher is answers:
+            p, p_r = p[unlabeled], p_r[unlabeled]
+        for_segmentation, for_regression, weight = self._pseudo_labels(p, p_r)
+        terms = {}
+        if "pseudo_segmentation" in names:
+            terms["pseudo_segmentation"] = dice_cross_entropy(answers.log_p[unlabeled], for_segmentation, weight)
+        if "pseudo_segmentation_across" in names:
+            terms["pseudo_segmentation_across"] = dice_cross_entropy(answers.log_p_r[unlabeled], for_regression, weight)
+        if "pseudo_regression" in names:
+            error = functional.l1_loss(answers.r[unlabeled], self.segmentation_to_sdm(for_regression), reduction="none")
+            terms["pseudo_regression"] = (error if weight is None else weight * error).mean()
+        return terms
+
+    def _pseudo_labels(
+        self, p: torch.Tensor, p_r: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Targets for the segmentation and for the regression, ``B_u x K x *spatial``, and the weight of each voxel."""
+        fused = (p + p_r) / 2
+        weight = torch.exp(-self.gamma * normalised_entropy(fused)) if self.gamma > 0 else None
+        for_segmentation, for_regression = (fused, fused) if self.pseudo_label == "fused" else (p_r, p)
+        if self.harden:
+            for_segmentation, for_regression = harden(for_segmentation), harden(for_regression)
+        return for_segmentation, for_regression, weight
+
+
+def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Predictive entropy over ``log K``: ``B x K x *spatial`` to ``B x 1 x *spatial`` in [0, 1]."""
+    return torch.special.entr(probabilities).sum(dim=1, keepdim=True) / math.log(probabilities.shape[1])
+
+
+def harden(probabilities: torch.Tensor) -> torch.Tensor:
+    """The most probable class, one-hot: ``B x K x *spatial`` to the same shape."""
+    one_hot = torch.zeros_like(probabilities)
+    return one_hot.scatter_(1, probabilities.argmax(dim=1, keepdim=True), 1)

@@ -1,0 +1,256 @@
+"""The bridge between the two tasks: segmentation to signed distance map (SDM), and back.
+
+An SDM here is the physical signed distance to the boundary of a class, positive inside, zero on the voxel faces,
+truncated at a band and divided by it: its values lie in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.utils import convert_to_numpy
+from scipy.ndimage import distance_transform_edt
+from torch import nn
+from torch.nn import functional
+
+FLOOR = 1e-30
+"""Floor inside the logarithm: far above float32's smallest number, so that gradients stay finite."""
+
+
+def _spacing_per_axis(spacing: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
+    steps = (float(spacing),) * spatial_dims if isinstance(spacing, (int, float)) else tuple(map(float, spacing))
+    if len(steps) != spatial_dims:
+        raise ValueError(f"spacing must have one value for each of the {spatial_dims} spatial axes, got {spacing}.")
+    if min(steps) <= 0:
+        raise ValueError(f"spacing must be positive, got {spacing}.")
+    return steps
+
+
+def _inner_distance(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+    """Distance of each voxel of ``mask`` to the face of the nearest voxel outside it; 0 elsewhere."""
+    if max(steps) - min(steps) < 1e-6 * max(steps):
+        return np.maximum(distance_transform_edt(mask, sampling=steps) - steps[0] / 2, 0)
+    distance, nearest = distance_transform_edt(mask, sampling=steps, return_indices=True)
+    # Half a voxel in the direction of the nearest voxel outside: the radius there of the voxel's inscribed ellipsoid.
+    squared = np.zeros_like(distance)
+    for axis, (indices, step) in enumerate(zip(nearest, steps, strict=True)):
+        own = np.arange(mask.shape[axis]).reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+        squared += ((indices - own) * step**2) ** 2
+    half_voxel = 0.5 * np.sqrt(squared) / np.where(mask, distance, 1)
+    return np.maximum(distance - half_voxel, 0)
+
+
+def _signed_distance_of_one(mask: np.ndarray, band: float, steps: tuple[float, ...]) -> np.ndarray:
+    """SDM of one boolean mask, ``*spatial``; computed in the box that the band can reach."""
+    if not mask.any():
+        return np.full(mask.shape, -1, np.float32)
+    if mask.all():
+        return np.full(mask.shape, 1, np.float32)
+    box = []
+    for axis, step in enumerate(steps):
+        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        margin = math.ceil(band / step) + 1
+        box.append(slice(max(inside[0] - margin, 0), inside[-1] + margin + 1))
+    part = mask[tuple(box)]
+    signed = _inner_distance(part, steps) - _inner_distance(~part, steps)
+    sdm = np.full(mask.shape, -1, np.float32)
+    sdm[tuple(box)] = np.clip(signed / band, -1, 1)
+    return sdm
+
+
+def signed_distance_map(
+    mask: np.ndarray | torch.Tensor, band: float, spacing: float | Sequence[float] = 1.0
+) -> torch.Tensor:
+    """The exact SDM of binary masks, by scipy's exact Euclidean distance transform: the target of the regression.
+
+    The distance is that to the nearest voxel centre of the other side, less half a voxel in that direction. A mask
+    that is empty has -1 everywhere, one that fills its volume +1.
+
+    Args:
+        mask: ``... x *spatial``, non-zero inside. ``spacing`` says how many axes are spatial; with one number for
+            all axes they are those after batch and channel, or all of them where there are at most three.
+        band: distance at which the map is truncated, in the unit of ``spacing`` (millimetres).
+        spacing: voxel size by spatial axis, or one for all.
+
+    Returns:
+        float32 tensor on the CPU, of the shape of ``mask``, in [-1, 1]; positive inside.
+
+    Raises:
+        ValueError: when ``band`` or ``spacing`` is not positive or has the wrong length.
+    """
+    if band <= 0:
+        raise ValueError(f"band must be positive, got {band}.")
+    array = convert_to_numpy(mask) != 0
+    if isinstance(spacing, (int, float)):
+        spatial_dims = array.ndim if array.ndim <= 3 else array.ndim - 2
+    else:
+        spatial_dims = len(spacing)
+    steps = _spacing_per_axis(spacing, spatial_dims)
+    leading = array.shape[: array.ndim - spatial_dims]
+    flat = array.reshape(-1, *array.shape[len(leading) :])
+    maps = np.stack([_signed_distance_of_one(one, band, steps) for one in flat])
+    return torch.from_numpy(maps.reshape(array.shape))
+
+
+class SDMToSegmentation(nn.Module):
+    """``T_r2s``: a distance is a confidence, ``softmax_c(slope * R_c)``, 0 on the boundary of two classes being 0.5.
+
+    With two classes, where ``R_background = -R_foreground``, it is the paper's sigmoid ``sigma(2 * slope * R)``.
+
+    Args:
+        slope: ``k``, in units of 1 / band.
+    """
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        if slope <= 0:
+            raise ValueError(f"slope must be positive, got {slope}.")
+        self.slope = slope
+
+    def logits(self, sdm: torch.Tensor) -> torch.Tensor:
+        """``B x K x *spatial`` SDM to the logits whose softmax is the segmentation; at least float32."""
+        return self.slope * _at_least_float32(sdm)
+
+    def forward(self, sdm: torch.Tensor) -> torch.Tensor:
+        """``B x K x *spatial`` SDM to ``B x K x *spatial`` probabilities; at least float32."""
+        return torch.softmax(self.logits(sdm), dim=1)
+
+
+class SegmentationToSDM(nn.Module):
+    """``T_s2r``: a differentiable distance transform of soft masks by convolution.
+
+    A kernel that falls with the distance is convolved with the probabilities of each class and of its complement (the
+    other classes together); the logarithm of the ratio of the two is a signed distance.
+
+    ``kernel="exponential"`` is the paper's: ``K(r) = exp(-r / h)`` and ``D[P] = -h * log(K * P)``, a dense convolution.
+    ``kernel="gaussian"`` is ours: ``K(r) = exp(-r^2 / h)`` is separable, the logarithm is a squared distance. It is
+    several times closer to the exact distance on hard masks and its cost is small beside a network's.
+
+    Borders are replicated. Along an axis that is coarser than the finest, offsets are counted from the voxel's face,
+    so that the zero of the map stays on the faces for anisotropic spacing too; isotropic spacing is not affected.
+
+    Args:
+        band: distance at which the map is truncated, in the unit of ``spacing`` (millimetres).
+        spacing: voxel size by spatial axis, or one for all (then of three axes if ``spatial_dims`` is not given).
+        kernel: ``"gaussian"`` or ``"exponential"``.
+        h: width of the kernel, in voxels of the finest axis (exponential) or in their square (gaussian). Smaller is
+            closer to the exact distance on hard masks and less smooth. ``None``: 0.35 (exponential), or the smallest
+            from 0.5 on with which the band stays within float32 (gaussian).
+        sharpness: power to which the probabilities are raised (and normalised again) first. Hard masks and ties stay
+            what they are, but the faint probabilities of soft masks, which cut every distance short, fade: at 1 a map
+            reaches the edge of its band only where the network is certain to one in a million and more.
+        spatial_dims: 2 or 3; needed only where ``spacing`` is one number.
+
+    Raises:
+        ValueError: on an unknown kernel, a size that is not positive, or an ``h`` so small that the kernel vanishes
+            within the band.
+    """
+
+    def __init__(
+        self,
+        band: float,
+        spacing: float | Sequence[float] = 1.0,
+        kernel: str = "gaussian",
+        h: float | None = None,
+        sharpness: float = 1.0,
+        spatial_dims: int | None = None,
+    ) -> None:
+        super().__init__()
+        if band <= 0:
+            raise ValueError(f"band must be positive, got {band}.")
+        if kernel not in ("gaussian", "exponential"):
+            raise ValueError(f"kernel must be 'gaussian' or 'exponential', got {kernel!r}.")
+        if spatial_dims is None:
+            spatial_dims = 3 if isinstance(spacing, (int, float)) else len(spacing)
+        steps = _spacing_per_axis(spacing, spatial_dims)
+        if sharpness < 1:
+            raise ValueError(f"sharpness must be at least 1, got {sharpness}.")
+        self.kernel = kernel
+        self.sharpness = sharpness
+        self.voxel = min(steps)
+        self.band = band
+        self.steps = tuple(step / self.voxel for step in steps)
+        reach = band / self.voxel + 0.5
+        if h is None:
+            h = 0.35 if kernel == "exponential" else max(0.5, reach**2 / 60)
+        exponent = reach / h if kernel == "exponential" else reach**2 / h if h > 0 else math.inf
+        if h <= 0 or exponent > -math.log(FLOOR):
+            raise ValueError(f"h={h} is too small for a band of {band} at a spacing of {spacing}: the kernel vanishes.")
+        self.h = h
+        # Distance between this centre and the face that the exact map counts from: half a voxel, and a little more
+        # because several voxels of the other side add up in the convolution (measured on hard masks).
+        self.centre_to_face = 0.5 + 0.2 * h
+        self.radii = tuple(math.ceil(reach / step) for step in self.steps)
+
+    def _offsets(self, axis: int) -> torch.Tensor:
+        """Distances, in voxels of the finest axis, that the taps of the kernel stand for along ``axis``."""
+        taps = torch.arange(-self.radii[axis], self.radii[axis] + 1, dtype=torch.float64).abs()
+        return torch.where(taps == 0, 0.0, (taps - 0.5) * self.steps[axis] + 0.5)
+
+    def _convolve_gaussian(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Separable convolution, one product with a banded matrix an axis: fast on every device at patch sizes."""
+        answer = probabilities
+        for axis, radius in enumerate(self.radii):
+            size = answer.shape[2 + axis]
+            weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
+            taps = torch.arange(-radius, radius + 1)
+            columns = (torch.arange(size)[:, None] + taps).clamp(0, size - 1)
+            matrix = torch.zeros(size, size, dtype=weights.dtype)
+            matrix = matrix.scatter_add_(1, columns, weights.expand(size, -1)).to(answer)
+            answer = (answer.movedim(2 + axis, -1) @ matrix.T).movedim(-1, 2 + axis)
+        return answer
+
+    def _convolve_exponential(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The paper's dense convolution."""
+        offsets = torch.meshgrid(*[self._offsets(axis) for axis in range(len(self.radii))], indexing="ij")
+        distance = torch.stack(offsets).square().sum(dim=0).sqrt()
+        weight = torch.exp(-distance / self.h).to(probabilities)[None, None]
+        single = probabilities.flatten(0, 1)[:, None]
+        padding = [radius for radius in reversed(self.radii) for _ in range(2)]
+        padded = functional.pad(single, padding, mode="replicate")
+        convolution = functional.conv3d if len(self.radii) == 3 else functional.conv2d
+        return convolution(padded, weight).view_as(probabilities)
+
+    def forward(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """``B x K x *spatial`` probabilities (K at least 2, their sum over K one) to the SDM of each class.
+
+        Computed in float32 (float64 where given so) whatever the autocast dtype.
+
+        Returns:
+            ``B x K x *spatial`` in [-1, 1], on the device of the input.
+
+        Raises:
+            ValueError: when the input has another number of spatial axes than ``spacing``, or fewer than 2 classes.
+        """
+        if probabilities.dim() != 2 + len(self.radii):
+            raise ValueError(
+                f"expected B x K and {len(self.radii)} spatial axes, got a shape of {list(probabilities.shape)}."
+            )
+        classes = probabilities.shape[1]
+        if classes < 2:
+            raise ValueError(f"expected probabilities of at least 2 classes, background included, got {classes}.")
+        with torch.autocast(probabilities.device.type, enabled=False):
+            probabilities = _at_least_float32(probabilities)
+            if self.sharpness > 1:
+                powers = probabilities**self.sharpness
+                probabilities = powers / powers.sum(dim=1, keepdim=True)
+            convolve = self._convolve_gaussian if self.kernel == "gaussian" else self._convolve_exponential
+            own = convolve(probabilities)
+            # The complement of a class is the sum of the others: added up, since 1 - P would cancel far inside.
+            others = torch.ones(classes, classes).fill_diagonal_(0).to(own)
+            other = torch.einsum("ck,bk...->bc...", others, own)
+            log_ratio = torch.log(own + FLOOR) - torch.log(other + FLOOR)
+            if self.kernel == "gaussian":
+                # sign(x) * (sqrt(|x| + offset^2) - offset), written so that the gradient at 0 is not lost.
+                squared, offset = self.h * log_ratio, self.centre_to_face
+                distance = squared / (torch.sqrt(squared.abs() + offset**2) + offset)
+            else:
+                distance = self.h * log_ratio
+            return torch.clamp(distance * (self.voxel / self.band), -1, 1)
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

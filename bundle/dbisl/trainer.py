@@ -1,0 +1,138 @@
+"""The semi-supervised training workflow, as a MONAI ``SupervisedTrainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.engines.workflow import Workflow
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from dbisl.losses import DBiSLLoss
+
+
+class NotFiniteError(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class SemiSupervisedTrainer(SupervisedTrainer):
+    """One forward pass over a labeled and an unlabeled stream, and a loss over both.
+
+    The loader gives ``{"labeled": {image, label, sdm}, "unlabeled": {image, weak_image}}``
+    (:class:`dbisl.data.TwoStreamLoader`); ``"unlabeled"`` may be missing. ``engine.state.output`` holds the ``image``
+    and ``label`` of the labeled part, ``pred``, its segmentation probabilities, the ``loss``, and ``terms``: the loss,
+    each of its terms, the ``ramp``, and the fraction of foreground in the labels and in what is predicted on the
+    unlabeled scans (a collapse to background shows there first). They are not decollated.
+
+    Args:
+        teacher: network whose answers on the unaugmented view (``weak_image``) of the unlabeled scans are the
+            pseudo-labels; None: the network's own.
+        gradient_clip: largest norm of the gradient; None: no limit.
+        amp: whether the networks run under autocast, on the CPU too (``amp_kwargs``: its dtype; bfloat16 if not given).
+        kwargs: the other arguments of MONAI's ``SupervisedTrainer``; ``loss_function`` is a
+            :class:`dbisl.losses.DBiSLLoss`.
+    """
+
+    loss_function: DBiSLLoss
+
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module | None = None,
+        gradient_clip: float | None = None,
+        amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("accumulation_steps", 1) != 1:
+            raise ValueError("accumulation_steps is not supported: choose the batch sizes of the two streams instead.")
+        amp_kwargs = {"dtype": torch.bfloat16, **(amp_kwargs or {})}
+        super().__init__(amp=amp, amp_kwargs=amp_kwargs, decollate=False, **kwargs)
+        self.teacher = teacher
+        self.gradient_clip = gradient_clip
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train from the state's epoch to ``max_epochs``."""
+        # Only float16 needs its gradients scaled.
+        needed = self.amp and self.amp_kwargs["dtype"] == torch.float16
+        self.scaler: Any = torch.amp.GradScaler(self.state.device.type, enabled=needed)
+        Workflow.run(self)  # past SupervisedTrainer's own, which makes a scaler for CUDA whatever the dtype
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        labeled, unlabeled = batchdata["labeled"], batchdata.get("unlabeled")
+        images, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
+        if unlabeled is not None:
+            images = torch.cat([images, *self._to_device(unlabeled[Keys.IMAGE])])
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        output: dict[str, Any] = {Keys.IMAGE: images[: len(label)], Keys.LABEL: label}
+        engine.state.output = output
+
+        prediction = self._answer(images, self.network)
+        output[Keys.PRED] = torch.softmax(prediction[0][: len(label)].detach().float(), dim=1)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+
+        loss, terms = self.loss_function(prediction, label, sdm, self._teach(unlabeled))
+        output[Keys.LOSS] = loss.detach()
+        output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label)}
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        if not torch.isfinite(loss):
+            raise NotFiniteError(self._not_finite(output["terms"], batchdata))
+
+        self.scaler.scale(loss).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _to_device(self, *tensors: torch.Tensor | None) -> list[Any]:
+        """Plain tensors on the device: metadata would be carried through every operation of the step."""
+        plain = [tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor for tensor in tensors]
+        options = {"device": self.state.device, "non_blocking": self.non_blocking}
+        return [None if tensor is None else tensor.to(**options) for tensor in plain]
+
+    def _answer(self, images: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``(logits, sdm)`` of a dual-task network; of one that gives logits alone, ``(logits, None)``."""
+        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            answer = self.inferer(images, network)
+        return (answer, None) if isinstance(answer, torch.Tensor) else (answer[0], answer[1])
+
+    @torch.no_grad()
+    def _teach(self, unlabeled: Mapping[str, Any] | None) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        if self.teacher is None or unlabeled is None or not self.loss_function.needs_pseudo_labels:
+            return None
+        self.teacher.eval()
+        (images,) = self._to_device(unlabeled["weak_image"])
+        return self._answer(images, self.teacher)
+
+    def _monitor(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor | float]:
+        values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
+        values["foreground_labeled"] = (label > 0).float().mean()
+        if len(logits) > len(label):
+            values["foreground_unlabeled"] = (logits[len(label) :].argmax(dim=1) > 0).float().mean()
+        return values
+
+    def _not_finite(self, terms: Mapping[str, torch.Tensor | float], batchdata: Mapping[str, Mapping[str, Any]]) -> str:
+        values = {name: float(value) for name, value in terms.items() if name != "loss"}
+        culprits = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+        cases = {stream: _file_names(batch[Keys.IMAGE]) for stream, batch in batchdata.items()}
+        listed = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in cases.items())
+        return (
+            f"the loss is not finite at iteration {self.state.iteration} (epoch {self.state.epoch}), "
+            f"because of {', '.join(culprits) or 'the sum of its terms'}; cases of the batch: {listed}."
+        )
+
+
+def _file_names(images: torch.Tensor) -> list[str]:
+    names = getattr(images, "meta", {}).get("filename_or_obj", ["unknown"])
+    return [str(name) for name in ([names] if isinstance(names, str) else names)]

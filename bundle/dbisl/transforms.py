@@ -1,0 +1,99 @@
+"""MONAI dictionary transforms that the method adds: the target of the regression, and the two tasks' fused answer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from dbisl.losses import normalised_entropy
+from dbisl.task_transforms import SDMToSegmentation, signed_distance_map
+
+
+class SignedDistanceMapd(MapTransform):
+    """Adds the exact signed distance map of every class of a label: the target of the regression.
+
+    Args:
+        keys: labels, ``1 x *spatial`` class indices with their voxel size in the metadata.
+        sdm_key: where the map goes, ``K x *spatial`` in [-1, 1] (half precision: 0.0005 of the band at most).
+        num_classes: ``K``, background included.
+        band: distance at which the map is truncated, in millimetres.
+        allow_missing_keys: whether an unlabeled scan, which has no label, passes unchanged.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        sdm_key: str,
+        num_classes: int,
+        band: float,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.sdm_key = sdm_key
+        self.num_classes = num_classes
+        self.band = band
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        answer = dict(data)
+        for key in self.key_iterator(answer):
+            label = answer[key]
+            spacing = label.pixdim.tolist()[: label.dim() - 1]
+            one_hot = label[0] == torch.arange(self.num_classes).view(-1, *[1] * (label.dim() - 1))
+            sdm = signed_distance_map(one_hot, self.band, spacing).half()
+            answer[self.sdm_key] = MetaTensor(sdm, meta=label.meta)
+        return answer
+
+
+class FuseTasksd(MapTransform):
+    """Splits what :class:`dbisl.inferers.DualTaskInferer` answers and fuses the two tasks.
+
+    ``key`` becomes the fused probabilities ``(P + P_r) / 2``. With ``maps`` the parts are added beside it:
+    ``key_segmentation`` (``P``), ``key_regression`` (``P_r``), ``key_sdm`` (``R``), each ``K x *spatial``, and
+    ``key_uncertainty``, ``1 x *spatial``: the Jensen-Shannon divergence of the two tasks over ``log K``, in [0, 1].
+
+    Args:
+        keys: answers, ``2K x *spatial`` (``P`` and ``R``), or ``K x *spatial`` of a single-task network, whose two
+            tasks then agree and which has no SDM.
+        num_classes: ``K``.
+        slope: of ``T_r2s``, as in training.
+        maps: whether to add the parts.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        slope: float,
+        maps: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        self.sdm_to_segmentation = SDMToSegmentation(slope)
+        self.maps = maps
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        answer = dict(data)
+        for key in self.key_iterator(answer):
+            both = answer[key]
+            if both.shape[0] not in (self.num_classes, 2 * self.num_classes):
+                raise ValueError(
+                    f"{key} has {both.shape[0]} channels; expected {self.num_classes} (one task) or twice as many."
+                )
+            p = both[: self.num_classes]
+            sdm = both[self.num_classes :] if both.shape[0] > self.num_classes else None
+            p_r = p if sdm is None else self.sdm_to_segmentation(sdm[None])[0]
+            fused = (p + p_r) / 2
+            answer[key] = fused
+            if self.maps:
+                own = (normalised_entropy(p[None]) + normalised_entropy(p_r[None])) / 2
+                answer[f"{key}_segmentation"], answer[f"{key}_regression"] = p, p_r
+                answer[f"{key}_uncertainty"] = (normalised_entropy(fused[None]) - own)[0].clamp(0, 1)
+                if sdm is not None:
+                    answer[f"{key}_sdm"] = sdm
+        return answer

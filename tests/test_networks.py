@@ -1,0 +1,62 @@
+"""The networks: sizes, shapes, ranges, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dbisl.networks import DualTaskVNet, VNet
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_parameter_counts_are_those_of_the_literature(capsys: pytest.CaptureFixture[str]) -> None:
+    dual, single = parameters(DualTaskVNet()), parameters(VNet())
+    with capsys.disabled():
+        print(f"\n  DualTaskVNet {dual / 1e6:.2f} M parameters, VNet {single / 1e6:.2f} M")
+    assert single == pytest.approx(9.4e6, rel=0.02)
+    assert dual == pytest.approx(12e6, rel=0.05)
+
+
+@pytest.mark.parametrize(("spatial_dims", "size"), [(2, (32, 16)), (3, (16, 32, 16))])
+def test_both_answers_have_the_size_of_the_image(spatial_dims: int, size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(spatial_dims=spatial_dims, in_channels=2, out_channels=4, features=4, dropout=0.5)
+    logits, sdm = network(torch.randn(2, 2, *size))
+    assert logits.shape == sdm.shape == (2, 4, *size)
+    assert sdm.abs().max() <= 1
+    single = VNet(spatial_dims=spatial_dims, in_channels=2, out_channels=4, features=4)
+    assert single(torch.randn(2, 2, *size)).shape == (2, 4, *size)
+
+
+def test_each_task_has_its_own_decoder_and_both_train_the_encoder() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(features=4, levels=3)
+    for task, other in ((0, network.regression), (1, network.segmentation)):
+        network.zero_grad(set_to_none=True)
+        network(torch.randn(1, 1, 8, 8, 8))[task].sum().backward()
+        assert all(parameter.grad is None for parameter in other.parameters())
+        assert any(parameter.grad.abs().sum() > 0 for parameter in network.encoder.parameters())
+
+
+@pytest.mark.parametrize(("levels", "multiple"), [(3, 4), (5, 16)])
+def test_a_size_that_the_strides_do_not_divide_is_named_with_the_multiple(levels: int, multiple: int) -> None:
+    network = DualTaskVNet(features=4, levels=levels)
+    assert network.divisor == multiple
+    with pytest.raises(ValueError, match=rf"multiple of {multiple}.*\[16, 30, 16\]"):
+        network(torch.zeros(1, 1, 16, 30, 16))
+
+
+def test_levels_out_of_range() -> None:
+    with pytest.raises(ValueError, match="between 2 and 5, got 6"):
+        DualTaskVNet(levels=6)
+
+
+def test_scripted_network_agrees() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(features=4, levels=3).eval()
+    image = torch.randn(1, 1, 8, 16, 8)
+    for scripted, eager in zip(torch.jit.script(network)(image), network(image), strict=True):
+        torch.testing.assert_close(scripted, eager)

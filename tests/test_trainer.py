@@ -1,0 +1,319 @@
+"""The workflow: one step over both streams, autocast, teacher, checkpoints, resuming, and what stops it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.handlers import EMAHandler
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import MeanDice, ValidationHandler
+from torch.nn import functional
+
+from dbisl.handlers import Checkpoints, MeanTeacher, RampUp
+from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss
+from dbisl.networks import DualTaskVNet
+from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM, signed_distance_map
+from dbisl.trainer import NotFiniteError, SemiSupervisedTrainer
+
+SIZE = (8, 8, 8)
+WEIGHTS = dict.fromkeys(TERMS, 1.0)
+
+
+class Streams:
+    """Endless seeded batches of two labeled and two unlabeled balls."""
+
+    def __init__(self, unlabeled: bool = True, poison: bool = False) -> None:
+        self.unlabeled, self.poison = unlabeled, poison
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            batch = {"labeled": self._batch("labeled", generator)}
+            if self.unlabeled:
+                batch["unlabeled"] = self._batch("unlabeled", generator)
+            yield batch
+
+    def _batch(self, stream: str, generator: torch.Generator) -> dict[str, Any]:
+        grid = torch.stack(torch.meshgrid(*[torch.arange(8.0)] * 3, indexing="ij"))
+        centre = 2 + 4 * torch.rand(2, 3, 1, 1, 1, generator=generator)
+        label = ((grid - centre).square().sum(dim=1, keepdim=True) < 6).long()
+        image = label + 0.3 * torch.randn(2, 1, *SIZE, generator=generator)
+        if self.poison and stream == "unlabeled":
+            image[0, 0, 0, 0, 0] = math.nan
+        meta = {"filename_or_obj": [f"{stream}_a.nii.gz", f"{stream}_b.nii.gz"]}
+        batch: dict[str, Any] = {"image": MetaTensor(image, meta=meta), "weak_image": MetaTensor(image, meta=meta)}
+        if stream == "labeled":
+            one_hot = functional.one_hot(label[:, 0], 2).movedim(-1, 1)
+            batch |= {"label": label, "sdm": signed_distance_map(one_hot, 3.0).half()}
+        return batch
+
+
+def make_loss(weights: Mapping[str, float] = WEIGHTS, gamma: float = 1.0) -> DBiSLLoss:
+    return DBiSLLoss(
+        weights=weights,
+        sdm_to_segmentation=SDMToSegmentation(5.0),
+        segmentation_to_sdm=SegmentationToSDM(3.0, sharpness=4.0),
+        gamma=gamma,
+    )
+
+
+def make_network() -> DualTaskVNet:
+    torch.manual_seed(0)
+    return DualTaskVNet(features=4, levels=2)
+
+
+def make_trainer(network: torch.nn.Module, streams: Streams | None = None, **options: Any) -> SemiSupervisedTrainer:
+    options.setdefault("optimizer", torch.optim.SGD(network.parameters(), lr=0.05))
+    options.setdefault("loss_function", make_loss())
+    options.setdefault("max_epochs", 1)
+    options.setdefault("epoch_length", 3)
+    return SemiSupervisedTrainer(
+        device="cpu", train_data_loader=Streams() if streams is None else streams, network=network, **options
+    )
+
+
+def test_one_step_is_plain_gradient_descent_on_the_loss() -> None:
+    network = make_network()
+    expected = copy.deepcopy(network).train()
+    make_trainer(network, epoch_length=1).run()
+
+    batch = next(iter(Streams()))
+    images = torch.cat([batch[stream]["image"].as_tensor() for stream in ("labeled", "unlabeled")])
+    loss, _ = make_loss()(expected(images), batch["labeled"]["label"], batch["labeled"]["sdm"])
+    loss.backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.05 * parameter.grad
+    for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_is_clipped_to_its_norm() -> None:
+    norms = {}
+    for clip in (None, 0.01):
+        network = make_network()
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        make_trainer(network, epoch_length=1, gradient_clip=clip).run()
+        steps = [(a.detach() - b).flatten() for a, b in zip(network.parameters(), before, strict=True)]
+        norms[clip] = float(torch.cat(steps).norm()) / 0.05
+    assert norms[None] > 0.01
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_reduces_every_labeled_term(amp: bool) -> None:
+    network, history = make_network(), []
+    loss = make_loss({name: 1.0 if name in LABELED_TERMS else 0.01 for name in TERMS})
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    trainer = make_trainer(network, optimizer=optimizer, loss_function=loss, epoch_length=80, amp=amp)
+
+    def remember(engine: Any) -> None:
+        history.append({name: float(value) for name, value in engine.state.output["terms"].items()})
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
+    trainer.run()
+    for name in LABELED_TERMS:
+        assert sum(step[name] for step in history[-10:]) < 0.6 * sum(step[name] for step in history[:10])
+    assert set(history[-1]) == {*TERMS, "loss", "ramp", "foreground_labeled", "foreground_unlabeled"}
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+def test_output_is_that_of_the_labeled_part() -> None:
+    trainer = make_trainer(make_network())
+    trainer.run()
+    output = trainer.state.output
+    assert output["image"].shape == output["label"].shape == (2, 1, *SIZE)
+    assert output["pred"].shape == (2, 2, *SIZE)
+    torch.testing.assert_close(output["pred"].sum(dim=1), torch.ones(2, *SIZE))
+    assert float(output["terms"]["foreground_labeled"]) == pytest.approx(float((output["label"] > 0).float().mean()))
+
+
+def test_without_unlabeled_scans_it_trains_on_the_labeled() -> None:
+    trainer = make_trainer(make_network(), Streams(unlabeled=False))
+    trainer.run()
+    assert trainer.state.iteration == 3
+    assert not any(name.startswith("pseudo") for name in trainer.state.output["terms"])
+
+
+def test_teacher_is_asked_about_the_weak_view_only_when_it_counts() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Teacher(DualTaskVNet):
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert not self.training and not torch.is_grad_enabled()
+            seen.append(image)
+            return super().forward(image)
+
+    loss = make_loss()
+    loss.ramp = 0.0
+    make_trainer(make_network(), teacher=Teacher(features=4, levels=2), loss_function=loss).run()
+    assert not seen
+    loss.ramp = 1.0
+    make_trainer(make_network(), teacher=Teacher(features=4, levels=2), loss_function=loss, epoch_length=1).run()
+    torch.testing.assert_close(seen[0], next(iter(Streams()))["unlabeled"]["weak_image"].as_tensor())
+
+
+def test_ramp_up_waits_then_rises_to_one() -> None:
+    loss, values = make_loss(), []
+    trainer = make_trainer(
+        make_network(),
+        loss_function=loss,
+        epoch_length=12,
+        train_handlers=[RampUp(loss=loss, warm_up=4, length=5)],
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: values.append(loss.ramp))
+    trainer.run()
+    expected = [0.0] * 4 + [math.exp(-5 * (1 - t / 5) ** 2) for t in range(5)] + [1.0] * 3
+    assert values == pytest.approx(expected)
+    with pytest.raises(ValueError, match="numbers of iterations, got -1 and 5"):
+        RampUp(loss=loss, warm_up=-1, length=5)
+
+
+def test_teacher_is_the_moving_average_and_starts_from_the_student() -> None:
+    network = make_network()
+    ema = EMAHandler(network, momentum=0.1, handle_buffers="update")
+    start = {name: value.clone() + 1 for name, value in network.state_dict().items()}
+    network.load_state_dict(start)  # as a checkpoint loaded when training starts does
+    states: list[dict[str, torch.Tensor]] = []
+    trainer = make_trainer(network, train_handlers=[MeanTeacher(ema=ema)])
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: states.append({k: v.clone() for k, v in network.state_dict().items()}),
+    )
+    trainer.run()
+    expected = start
+    for state in states:
+        expected = {name: 0.9 * value + 0.1 * state[name] for name, value in expected.items()}
+    for name, value in ema.ema_model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("where", ["input", "parameter"])
+def test_loss_that_is_not_finite_stops_with_iteration_term_and_cases(where: str) -> None:
+    network = make_network()
+    if where == "parameter":
+        torch.nn.init.constant_(network.regression.head.bias, math.nan)
+    trainer = make_trainer(network, Streams(poison=where == "input"))
+    before = copy.deepcopy(network.segmentation.head.state_dict())
+    with pytest.raises(NotFiniteError) as error:
+        trainer.run()
+    message = str(error.value)
+    assert "iteration 1" in message and "labeled_a.nii.gz" in message and "unlabeled_b.nii.gz" in message
+    assert "regression" in message
+    for name, value in network.segmentation.head.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_gradient_accumulation_is_refused() -> None:
+    with pytest.raises(ValueError, match="accumulation_steps is not supported"):
+        make_trainer(make_network(), accumulation_steps=2)
+
+
+class Session:
+    """A training with everything that a checkpoint holds."""
+
+    def __init__(self, folder: Path, epochs: int, resume: bool = False, validation: int = 1) -> None:
+        self.network = make_network()
+        self.ema = EMAHandler(self.network, momentum=0.1, handle_buffers="update")
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+        cases = [{"image": torch.randn(1, 1, *SIZE), "label": torch.ones(1, 1, *SIZE)}] * validation
+        self.evaluator = SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=cases,
+            network=self.ema.ema_model,
+            inferer=lambda image, network: network(image)[0].softmax(1),
+            key_val_metric={
+                "dice": MeanDice(output_transform=lambda out: ([out[0]["pred"].round()], [out[0]["label"]]))
+            },
+        )
+        self.optimizer = optimizer
+        state = {"network": self.network, "teacher": self.ema.ema_model, "optimizer": optimizer, "schedule": scheduler}
+        self.trainer = make_trainer(
+            self.network,
+            optimizer=optimizer,
+            max_epochs=epochs,
+            train_handlers=[
+                ValidationHandler(1, self.evaluator),
+                Checkpoints(
+                    ckpt_dir=str(folder),
+                    model=self.ema.ema_model,
+                    state=state,
+                    evaluator=self.evaluator,
+                    resume=resume,
+                ),
+                MeanTeacher(ema=self.ema),
+            ],
+        )
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: scheduler.step())
+
+
+def test_checkpoints_are_whole_plain_and_of_the_teacher(tmp_path: Path) -> None:
+    session = Session(tmp_path, epochs=2)
+    session.trainer.run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt", "model_final.pt"]
+    final = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    for name, value in session.ema.ema_model.state_dict().items():
+        torch.testing.assert_close(final[name], value)
+    make_network().load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+
+
+def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = Session(tmp_path, epochs=2)
+    first.trainer.run()
+    resumed = Session(tmp_path, epochs=4, resume=True)
+    started: list[tuple[int, float]] = []
+    resumed.trainer.add_event_handler(
+        Events.ITERATION_STARTED,
+        lambda engine: started.append((engine.state.iteration, resumed.optimizer.param_groups[0]["lr"])),
+    )
+    resumed.trainer.run()
+    assert [iteration for iteration, _ in started] == [7, 8, 9, 10, 11, 12]
+    rates = [0.5 * 1e-2 * (1 + math.cos(math.pi * epoch / 6)) for epoch in range(4)]
+    # The schedule steps after the checkpoint is written: the resumed epoch repeats the last rate.
+    assert started[0][1] == pytest.approx(rates[1])
+    assert resumed.trainer.state.epoch == 4
+
+
+def test_best_model_is_not_replaced_by_a_worse_one_after_resuming(tmp_path: Path) -> None:
+    Session(tmp_path, epochs=1).trainer.run()
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, "best": 2.0}, tmp_path / "checkpoint.pt")  # a Dice that nothing beats
+    written = (tmp_path / "model.pt").stat().st_mtime_ns
+    Session(tmp_path, epochs=3, resume=True).trainer.run()
+    assert (tmp_path / "model.pt").stat().st_mtime_ns == written
+
+
+def test_without_validation_the_last_network_is_served(tmp_path: Path) -> None:
+    Session(tmp_path, epochs=1, validation=0).trainer.run()
+    best, final = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "model_final.pt"))
+    assert all(torch.equal(best[name], final[name]) for name in final)
+
+
+def test_failed_training_leaves_no_final_model(tmp_path: Path) -> None:
+    session = Session(tmp_path, epochs=2)
+
+    def fail(engine: Any) -> None:
+        raise RuntimeError("power cut")
+
+    session.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        session.trainer.run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+
+
+def test_resuming_without_or_with_another_methods_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt: not found; resuming needs"):
+        Session(tmp_path, epochs=1, resume=True).trainer.run()
+    torch.save({"network": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"holds \['network'\]; expected \['best', 'network'"):
+        Session(tmp_path, epochs=1, resume=True).trainer.run()

@@ -1,0 +1,78 @@
+"""The dictionary transforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import distance_transform_edt
+
+from dbisl.transforms import FuseTasksd, SignedDistanceMapd
+
+
+def test_sdm_is_added_for_each_class_with_the_labels_own_spacing() -> None:
+    label = np.zeros((16, 14, 12))
+    label[4:10, 4:10, 3:9] = 1
+    label[10:12, 4:10, 3:9] = 2
+    data = {"label": MetaTensor(torch.from_numpy(label)[None], affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))}
+    answer = SignedDistanceMapd("label", sdm_key="sdm", num_classes=4, band=6.0)(data)
+    sdm = answer["sdm"].numpy()
+    assert sdm.shape == (4, 16, 14, 12)
+    for index in range(3):
+        mask = label == index
+        exact = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask)) * 2
+        np.testing.assert_allclose(sdm[index], np.clip(exact / 6, -1, 1), atol=1e-3)
+    assert (sdm[3] == -1).all()  # a class that this scan does not have
+    assert "sdm" not in data
+
+
+def test_unlabeled_scan_passes_unchanged() -> None:
+    data = {"image": torch.zeros(1, 4, 4, 4)}
+    answer = SignedDistanceMapd("label", sdm_key="sdm", num_classes=2, band=3.0, allow_missing_keys=True)(data)
+    assert set(answer) == {"image"}
+    with pytest.raises(KeyError):
+        SignedDistanceMapd("label", sdm_key="sdm", num_classes=2, band=3.0)(data)
+
+
+def test_fused_answer_and_maps() -> None:
+    torch.manual_seed(0)
+    p = torch.randn(2, 4, 5, 6).softmax(0)
+    sdm = torch.rand(2, 4, 5, 6) * 2 - 1
+    affine = torch.diag(torch.tensor([0.5, 0.5, 2.0, 1.0]))
+    answer = FuseTasksd("pred", num_classes=2, slope=3.0, maps=True)(
+        {"pred": MetaTensor(torch.cat([p, sdm]), affine=affine)}
+    )
+    p_r = torch.softmax(3 * sdm, 0)
+    fused = (p + p_r) / 2
+    plain = {key: value.as_tensor() for key, value in answer.items()}
+    torch.testing.assert_close(plain["pred"], fused)
+    torch.testing.assert_close(plain["pred_segmentation"], p)
+    torch.testing.assert_close(plain["pred_regression"], p_r)
+    torch.testing.assert_close(plain["pred_sdm"], sdm)
+    entropy = [torch.special.entr(x).sum(0, keepdim=True) for x in (fused, p, p_r)]
+    divergence = (entropy[0] - (entropy[1] + entropy[2]) / 2) / np.log(2)
+    torch.testing.assert_close(plain["pred_uncertainty"], divergence, atol=1e-6, rtol=0)
+    assert all((value.affine == affine).all() for value in answer.values())
+
+
+def test_tasks_that_agree_are_certain_and_opposites_are_not() -> None:
+    sdm = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    transform = FuseTasksd("pred", num_classes=2, slope=20.0, maps=True)
+    agree = transform({"pred": torch.cat([torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), sdm])})
+    differ = transform({"pred": torch.cat([torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), sdm])})
+    assert float(agree["pred_uncertainty"]) == pytest.approx(0, abs=1e-6)
+    assert float(differ["pred_uncertainty"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_answer_of_one_task_passes() -> None:
+    p = torch.rand(3, 4, 4).softmax(0)
+    answer = FuseTasksd("pred", num_classes=3, slope=3.0, maps=True)({"pred": p})
+    torch.testing.assert_close(answer["pred"], p)
+    assert "pred_sdm" not in answer
+    assert answer["pred_uncertainty"].abs().max() < 1e-6
+
+
+def test_wrong_number_of_channels_is_named() -> None:
+    with pytest.raises(ValueError, match=r"pred has 5 channels; expected 3 \(one task\) or twice as many"):
+        FuseTasksd("pred", num_classes=3, slope=3.0)({"pred": torch.zeros(5, 2, 2)})
