@@ -60,7 +60,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     """Refuse keys, on the command line and in override files, that the config lacks and nothing reads.
 
     A new key is accepted where something reads it: a reference, macro or expression of the merged config, a
-    constructor (its parent has a ``_target_``), or a tool of MONAI that looks it up by name.
+    constructor (its parent has a ``_target_``), or a tool of MONAI that looks it up by name; in an override file also
+    where another config of the same folder has it, since one file may serve several.
 
     Does nothing unless the process was started as ``python -m monai.bundle run ...``.
 
@@ -88,12 +89,9 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         if key not in _run_parameters():
             new_keys += _override(parser, key, value, None)
 
-    read, properties = _read_ids(parser) | _looked_up_ids(arguments), _property_ids(parser)
-    unread = [
-        key
-        for key in new_keys
-        if not key.addable or (key.id not in read and (key.file is None or key.id not in properties))
-    ]
+    read = _read_ids(parser) | _looked_up_ids(arguments)
+    for_files = read | _property_ids(parser) | _neighbour_ids(files[0])
+    unread = [key for key in new_keys if not key.addable or key.id not in (read if key.file is None else for_files)]
     problems = [_sentence(key, files[0], parser) for key in unread] + _misplaced_values(arguments, parser)
     if problems:
         raise InputError("\n".join(problems))
@@ -196,6 +194,11 @@ def _property_ids(parser: ConfigParser) -> set[str]:
     """The ids by which other tools drive this kind of bundle; the command line does not need them."""
     properties = TrainProperties if "train" in parser else InferProperties
     return {ReferenceResolver.normalize_id(str(entry[BundlePropertyConfig.ID])) for entry in properties.values()}
+
+
+def _neighbour_ids(config_file: str) -> set[str]:
+    """Top-level keys of the configs beside this one: a data set's file serves training and inference alike."""
+    return {key for path in Path(config_file).parent.glob("*.json") for key in ConfigParser.load_config_file(path)}
 
 
 def _sentence(key: _NewKey, config_file: str, parser: ConfigParser) -> str:

@@ -1,0 +1,58 @@
+"""A tiny data set and one short training through the real command, shared by the tests of the commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.make_demo_data import make_demo_data
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TINY = {"epochs": 2, "iterations_per_epoch": 2, "network_def#features": 4, "val_interval": 1, "log_interval": 1}
+
+
+@pytest.fixture(scope="session")
+def run_bundle(root: Path) -> Run:
+    """``run_bundle(run_id, [config files], key=value, ...)``: the command line, in the bundle's folder."""
+
+    def run(run_id: str, files: list[str], **overrides: object) -> subprocess.CompletedProcess[str]:
+        listed = "[" + ",".join(f"'{file}'" for file in files) + "]"
+        command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", listed]
+        for key, value in overrides.items():
+            command += [f"--{key}", str(value)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        return subprocess.run(
+            command, cwd=root / "bundle", env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(str(folder), num_labeled=2, num_unlabeled=3, num_validation=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, demo_data: Path, run_bundle: Run) -> Path:
+    """Folder of a finished training of two epochs: ``models`` and ``output``."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_bundle(
+        "training",
+        ["configs/train.json"],
+        dataset_dir=demo_data,
+        ckpt_dir=folder / "models",
+        output_dir=folder / "output",
+        **TINY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
+    return folder

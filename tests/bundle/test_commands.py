@@ -1,0 +1,148 @@
+"""The bundle's real commands, as a user types them, on a tiny data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Run  # type: ignore[import-not-found]
+
+EVALUATE = ["configs/train.json", "configs/evaluate.json"]
+
+
+def test_training_leaves_models_curves_and_a_log_of_every_term(trained: Path) -> None:
+    assert sorted(path.name for path in (trained / "models").iterdir()) == [
+        "checkpoint.pt",
+        "model.pt",
+        "model_final.pt",
+    ]
+    assert list((trained / "output" / "tensorboard").glob("events*"))
+    log = (trained / "log.txt").read_text()
+    assert "training on 2 labeled and 3 unlabeled scans" in log
+    for term in ("segmentation_across", "consistency_regression", "pseudo_regression", "foreground_unlabeled"):
+        assert re.search(rf"{term}: \d", log), term
+
+
+def test_evaluation_writes_a_row_for_each_case_class_and_task(
+    tmp_path: Path, trained: Path, demo_data: Path, run_bundle: Run
+) -> None:
+    done = run_bundle(
+        "evaluating",
+        EVALUATE,
+        dataset_dir=demo_data,
+        ckpt_dir=trained / "models",
+        output_dir=tmp_path,
+        **{"network_def#features": 4},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3
+    assert {row["task"] for row in rows} == {"fused", "segmentation", "regression"}
+    names = {path.name.removesuffix(".nii.gz") for path in (demo_data / "labels").iterdir()}
+    assert {row["case"] for row in rows} <= names
+    for row in rows:  # the reference is the label as it lies on disk
+        label = np.asarray(nib.load(demo_data / "labels" / f"{row['case']}.nii.gz").dataobj)
+        volume = np.count_nonzero(label == int(row["class_index"])) / 1000
+        assert float(row["reference_ml"]) == pytest.approx(volume)
+    assert (tmp_path / "summary.csv").is_file()
+    assert len(list((tmp_path / "previews").glob("*.png"))) == 2
+
+
+def test_inference_writes_integers_on_each_scans_own_grid(tmp_path: Path, trained: Path, run_bundle: Run) -> None:
+    """Other orientation, spacing, obliqueness and sizes, smaller and larger than the patch."""
+    generator = np.random.default_rng(0)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    oblique = np.array([[0, 1.2, 0.3, 5], [-0.9, 0, 0, 7], [0, -0.2, 2.0, -3], [0, 0, 0, 1.0]])
+    grids = {"a": ((20, 31, 12), np.diag([-1.0, -1, 1, 1])), "b": ((60, 70, 30), oblique)}
+    for name, (shape, affine) in grids.items():
+        nib.save(nib.Nifti1Image(generator.normal(size=shape).astype(np.float32), affine), scans / f"{name}.nii.gz")
+    done = run_bundle(
+        "inference",
+        ["configs/inference.json"],
+        dataset_dir=scans,
+        output_dir=tmp_path / "out",
+        ckpt_path=trained / "models" / "model.pt",
+        **{"network_def#features": 4},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, (shape, affine) in grids.items():
+        answer = nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")
+        assert answer.shape == shape
+        np.testing.assert_allclose(answer.affine, affine, atol=1e-5)
+        assert answer.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asarray(answer.dataobj))) <= {0, 1, 2}
+
+
+def test_resumed_training_continues(tmp_path: Path, trained: Path, demo_data: Path, run_bundle: Run) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(trained / "models", models)
+    done = run_bundle(
+        "training",
+        ["configs/train.json"],
+        dataset_dir=demo_data,
+        ckpt_dir=models,
+        output_dir=tmp_path / "output",
+        resume=True,
+        **{**TINY, "epochs": 3},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after epoch 2 of 3" in done.stdout
+    assert "Epoch: 3/3, Iter: 2/2" in done.stdout and "Epoch: 2/3" not in done.stdout
+    before, after = (
+        torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained / "models", models)
+    )
+    assert (before["trainer"]["iteration"], after["trainer"]["iteration"]) == (4, 6)
+    assert after["lr_scheduler"]["last_epoch"] == before["lr_scheduler"]["last_epoch"] + 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"epoch": 3}, r"--epoch overrides nothing.*epochs"),
+        ({"dataset_dir": "nowhere"}, r"dataset_dir nowhere does not exist.*make_demo_data\.py"),
+        ({"patch_size": "[40,50,40]"}, r"patch_size is \[40, 50, 40\]: expected a multiple of 8 on axis 1, not 50"),
+        ({"num_labeled": 3}, r"num_labeled is 3, but 2 labeled training cases exist"),
+        ({"class_names": "['background','body']"}, r"has label values 2: expected whole numbers from 0 to 1"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_failure(
+    tmp_path: Path, demo_data: Path, run_bundle: Run, overrides: dict[str, str], sentence: str
+) -> None:
+    options = {"dataset_dir": demo_data, "ckpt_dir": tmp_path, "output_dir": tmp_path, **TINY, **overrides}
+    done = run_bundle("training", ["configs/train.json"], **options)
+    assert done.returncode != 0
+    assert re.search(sentence, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_and_inference_without_weights_name_the_file(
+    tmp_path: Path, demo_data: Path, run_bundle: Run
+) -> None:
+    for run_id, files, folder in (
+        ("evaluating", EVALUATE, demo_data),
+        ("inference", ["configs/inference.json"], demo_data / "images"),
+    ):
+        done = run_bundle(run_id, files, dataset_dir=folder, ckpt_path=tmp_path / "none.pt", output_dir=tmp_path)
+        assert done.returncode != 0
+        assert "none.pt does not exist: expected the weights of a trained network" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_inference_shares_the_network_and_the_transforms_of_training(root: Path) -> None:
+    train, inference = (json.loads((root / "bundle/configs" / f"{n}.json").read_text()) for n in ("train", "inference"))
+    shared = set(train) & set(inference)
+    assert {"network_def", "network", "image_transforms", "spacing", "patch_size", "sdm_slope", "overlap"} <= shared
+    own = {"imports", "dataset_dir", "output_dir", "load_keys", "grid_keys", "cases", "initialize", "run"}
+    for key in shared - own:
+        assert inference[key] == train[key], key
+    assert inference["inferer"] == train["validate"]["inferer"]

@@ -1,0 +1,86 @@
+"""Every command of the READMEs runs.
+
+Trainings are shortened by options that are appended; ``make`` targets that are the tests themselves are asked for
+their commands only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY  # type: ignore[import-not-found]
+
+DOCUMENTS = ("README.md", "bundle/docs/README.md")
+SHORT = {**TINY, "epochs": 1, "iterations_per_epoch": 1}
+SETTING = ("source ", "cd ", "export ")
+
+
+def commands(root: Path) -> list[str]:
+    lines: list[str] = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", (root / document).read_text(), flags=re.DOTALL):
+            lines += [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return lines
+
+
+@pytest.fixture(scope="module")
+def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git would give a new user, so that the run's output stays out of the working tree."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    for name in ("bundle", "scripts"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pt", "output")
+        shutil.copytree(root / name, folder / name, ignore=ignored)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(root / name, folder / name)
+    return folder
+
+
+def test_make_targets_exist(root: Path, clone: Path) -> None:
+    targets = [line.split() for line in commands(root) if line.startswith("make ")]
+    assert ["make", "demo"] in targets and ["make", "test"] in targets
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".installed").touch()  # as if set up: only the target's own commands are asked for
+    for target in targets:
+        done = subprocess.run([*target, "--dry-run"], cwd=clone, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    shutil.rmtree(clone / ".venv")
+
+
+def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, demo_data: Path) -> None:
+    ran = 0
+    for line in commands(root):
+        if line.startswith(("make ", *SETTING)):
+            continue
+        command = shlex.split(line.replace("$DATA", str(demo_data)))
+        assert command[0] == "python", f"no test knows how to run: {line}"
+        extra: dict[str, object] = {"network_def#features": 4}
+        if "training" in command:
+            extra |= SHORT | ({"epochs": 2} if "--resume" in command else {})
+            if any("la" in Path(file).stem for file in re.findall(r"datasets/[\w.]+", line)):
+                # The tiny data set has three classes and four labels, the left atrium two and eight.
+                extra |= {"num_labeled": 2}
+        if "datasets/la" in line:
+            extra |= {"class_names": "['background','anterior','posterior']"}
+        command += [text for key, value in extra.items() for text in (f"--{key}", str(value))]
+        folder = clone / "bundle" if "monai.bundle" in command else clone
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            [sys.executable, *command[1:]],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        ran += 1
+    assert ran >= 7
