@@ -18,7 +18,9 @@ def case(name: str, spatial: tuple[int, ...], with_truth: bool = True) -> dict[s
     label = torch.zeros(1, *spatial)
     label[:, 4:8, 4:8] = 1
     answer = {
-        "image": MetaTensor(torch.randn(1, *spatial, generator=generator), meta={"filename_or_obj": f"x/{name}.nii.gz"}),
+        "image": MetaTensor(
+            torch.randn(1, *spatial, generator=generator), meta={"filename_or_obj": f"x/{name}.nii.gz"}
+        ),
         "pred": label.clone(),
         "pred_sdm": torch.stack([-label[0], label[0]]),
         "pred_uncertainty": torch.rand(1, *spatial, generator=generator),
@@ -39,7 +41,9 @@ def test_a_picture_a_case_up_to_the_limit(tmp_path: Path) -> None:
 
 
 def test_panels_stand_side_by_side_and_are_not_empty(tmp_path: Path) -> None:
-    preview(tmp_path, [case("full", (12, 12, 10)), case("flat", (12, 12)), case("bare", (12, 12, 10), with_truth=False)])
+    preview(
+        tmp_path, [case("full", (12, 12, 10)), case("flat", (12, 12)), case("bare", (12, 12, 10), with_truth=False)]
+    )
     for name, panels in (("full", 5), ("flat", 5), ("bare", 4)):
         picture = imread(tmp_path / "previews" / f"{name}.png")[..., :3]
         assert picture.shape[1] == panels * 300

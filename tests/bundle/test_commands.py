@@ -97,9 +97,7 @@ def test_resumed_training_continues(tmp_path: Path, trained: Path, demo_data: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "after epoch 2 of 3" in done.stdout
     assert "Epoch: 3/3, Iter: 2/2" in done.stdout and "Epoch: 2/3" not in done.stdout
-    before, after = (
-        torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained / "models", models)
-    )
+    before, after = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained / "models", models))
     assert (before["trainer"]["iteration"], after["trainer"]["iteration"]) == (4, 6)
     assert after["lr_scheduler"]["last_epoch"] == before["lr_scheduler"]["last_epoch"] + 2
 
