@@ -2,9 +2,9 @@
 
     python scripts/benchmark_bridge.py --labels DATA/hippocampus/labels
 
-prints a Markdown table: the mean absolute error inside a band of 5 voxels, in voxels of the finest axis, against the exact
-distance, with isotropic voxels and with every third slice (1 x 1 x 3); and the median time, forward and backward, for 4
-patches of 40 x 56 x 40 with 3 classes, of all kernels side by side in one run.
+prints a Markdown table: the mean absolute error inside a band of 5 voxels, in voxels of the finest axis, against the
+exact distance, with isotropic voxels and with every third slice (1 x 1 x 3); and the median time, forward and backward,
+for 4 patches of 40 x 56 x 40 with 3 classes, of all kernels side by side in one run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fire
 import nibabel as nib
@@ -23,7 +24,7 @@ from torch.nn import functional
 from dbisl.task_transforms import SegmentationToSDM, signed_distance_map
 
 BAND = 5.0
-KERNELS = {
+KERNELS: dict[str, dict[str, Any]] = {
     "gaussian (default)": {"kernel": "gaussian"},
     "gaussian, h=1": {"kernel": "gaussian", "h": 1.0},
     "exponential, h=0.35": {"kernel": "exponential", "h": 0.35},
@@ -52,8 +53,8 @@ def benchmark(labels: str, cases: int = 10, repeats: int = 5) -> None:
         print(f"| {name} | {errors[0]:.3f} | {errors[1]:.3f} | {times[name] * 1000:.0f} |")
 
 
-def _error(path: Path, spacing: tuple[int, ...], options: dict) -> float:
-    label = np.asarray(nib.load(path).dataobj).astype(np.int64)
+def _error(path: Path, spacing: tuple[int, ...], options: dict[str, Any]) -> float:
+    label = np.asarray(nib.nifti1.load(path).dataobj).astype(np.int64)
     inside = np.argwhere(label)
     margin = int(BAND) + 2
     low, high = np.maximum(inside.min(axis=0) - margin, 0), inside.max(axis=0) + margin + 1

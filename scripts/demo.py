@@ -89,8 +89,8 @@ def _summary(path: Path) -> str:
 def _unseen_dice(segmentations: Path, labels: Path) -> float:
     scores = []
     for path in sorted(labels.glob("*.nii.gz")):
-        truth = np.asarray(nib.load(path).dataobj)
-        answer = np.asarray(nib.load(segmentations / path.name.replace(".nii.gz", "_seg.nii.gz")).dataobj)
+        truth = np.asarray(nib.nifti1.load(path).dataobj)
+        answer = np.asarray(nib.nifti1.load(segmentations / path.name.replace(".nii.gz", "_seg.nii.gz")).dataobj)
         for index in range(1, int(truth.max()) + 1):
             overlap = np.count_nonzero((truth == index) & (answer == index))
             scores.append(2 * overlap / (np.count_nonzero(truth == index) + np.count_nonzero(answer == index)))

@@ -179,19 +179,20 @@ def test_ramp_up_waits_then_rises_to_one() -> None:
 
 def test_teacher_is_the_moving_average_and_starts_from_the_student() -> None:
     network = make_network()
-    ema = EMAHandler(network, momentum=0.1, handle_buffers="update")
+    ema = EMAHandler(network, momentum=0.5, handle_buffers="update")
     start = {name: value.clone() + 1 for name, value in network.state_dict().items()}
     network.load_state_dict(start)  # as a checkpoint loaded when training starts does
     states: list[dict[str, torch.Tensor]] = []
-    trainer = make_trainer(network, train_handlers=[MeanTeacher(ema=ema)])
+    trainer = make_trainer(network, epoch_length=12, train_handlers=[MeanTeacher(ema=ema)])
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,
         lambda engine: states.append({k: v.clone() for k, v in network.state_dict().items()}),
     )
     trainer.run()
     expected = start
-    for state in states:
-        expected = {name: 0.9 * value + 0.1 * state[name] for name, value in expected.items()}
+    for iteration, state in enumerate(states, start=1):
+        decay = min(0.5, (1 + iteration) / (10 + iteration))
+        expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
     for name, value in ema.ema_model.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name])
