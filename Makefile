@@ -1,6 +1,6 @@
 # The Python that makes the virtual environment: 3.10, 3.11 or 3.12.
 PYTHON ?= python3
-# More arguments for pytest, as in: make test ARGS="-k losses"
+# More arguments for pytest or the demo, as in: make test ARGS="-k losses"
 ARGS ?=
 
 VENV := .venv
@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## Run DBiSL end to end on small synthetic scans
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo.py $(ARGS)
 
 test: setup ## Run the tests, without the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
