@@ -235,5 +235,5 @@ _PANELS: dict[str, tuple[str, dict[str, Any]]] = {
     Keys.LABEL: ("truth", {"cmap": "viridis", "interpolation": "nearest"}),
     Keys.PRED: ("prediction", {"cmap": "viridis", "interpolation": "nearest"}),
     "pred_sdm": ("signed distance", {"cmap": "RdBu", "vmin": -1, "vmax": 1}),
-    "pred_uncertainty": ("uncertainty", {"cmap": "magma", "vmin": 0, "vmax": 1}),
+    "pred_uncertainty": ("uncertainty", {"cmap": "magma", "vmin": 0, "vmax": 0.5}),
 }
