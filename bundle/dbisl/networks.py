@@ -7,6 +7,8 @@ network: 5x5x5 kernels and five times the parameters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_norm_layer
@@ -110,46 +112,21 @@ class VNetDecoder(nn.Module):
         return self.head(self.dropout(answer))
 
 
-class VNet(nn.Module):
-    """The single-task V-Net: one encoder, one decoder, a segmentation. The baseline of the dual-task network.
-
-    Args are those of :class:`DualTaskVNet`.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
-        out_channels: int = 2,
-        features: int = 16,
-        levels: int = 5,
-        dropout: float = 0.0,
-        norm: str | tuple = "batch",
-    ) -> None:
-        super().__init__()
-        shape = {"spatial_dims": spatial_dims, "features": features, "levels": levels, "dropout": dropout, "norm": norm}
-        self.divisor = 2 ** (levels - 1)
-        self.encoder = VNetEncoder(in_channels=in_channels, **shape)  # type: ignore[arg-type]
-        self.segmentation = VNetDecoder(out_channels=out_channels, **shape)  # type: ignore[arg-type]
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``B x C x *spatial`` to logits ``B x K x *spatial``; see :class:`VNetEncoder` for the sizes."""
-        return self.segmentation(self.encoder(image))
-
-
-class DualTaskVNet(nn.Module):
-    """One encoder shared by two decoders: voxels are classified by one, their signed distance regressed by the other.
+class _VNet(nn.Module):
+    """A shared encoder, and a decoder of its own for each of ``tasks``.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        out_channels: number of classes ``K``, background included; both tasks answer for each class.
+        out_channels: number of classes ``K``, background included; every task answers for each class.
         features: channels of the first level; each level below has twice as many.
         levels: resolutions, 2 to 5. Spatial sizes must be multiples of ``divisor = 2 ** (levels - 1)``.
         dropout: probability with which a channel is dropped at the end of the encoder and of each decoder.
         norm: normalisation layer, as MONAI names them (``"batch"``, ``"instance"``, ``("group", {"num_groups": 8})``).
     """
 
+    tasks: tuple[str, ...]
+
     def __init__(
         self,
         spatial_dims: int = 3,
@@ -161,11 +138,32 @@ class DualTaskVNet(nn.Module):
         norm: str | tuple = "batch",
     ) -> None:
         super().__init__()
-        shape = {"spatial_dims": spatial_dims, "features": features, "levels": levels, "dropout": dropout, "norm": norm}
+        shape: dict[str, Any] = {"spatial_dims": spatial_dims, "features": features, "levels": levels}
+        shape |= {"dropout": dropout, "norm": norm}
         self.divisor = 2 ** (levels - 1)
-        self.encoder = VNetEncoder(in_channels=in_channels, **shape)  # type: ignore[arg-type]
-        self.segmentation = VNetDecoder(out_channels=out_channels, **shape)  # type: ignore[arg-type]
-        self.regression = VNetDecoder(out_channels=out_channels, **shape)  # type: ignore[arg-type]
+        self.encoder = VNetEncoder(in_channels=in_channels, **shape)
+        for task in self.tasks:
+            self.add_module(task, VNetDecoder(out_channels=out_channels, **shape))
+
+
+class VNet(_VNet):
+    """The single-task V-Net, a segmentation: the baseline of the dual-task network, with the same arguments."""
+
+    tasks = ("segmentation",)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """``B x C x *spatial`` to logits ``B x K x *spatial``; see :class:`VNetEncoder` for the sizes."""
+        return self.segmentation(self.encoder(image))  # type: ignore[operator]
+
+
+class DualTaskVNet(_VNet):
+    """Two tasks: voxels are classified by one decoder, their signed distance regressed by the other.
+
+    The arguments are ``spatial_dims`` (2 or 3), ``in_channels``, ``out_channels`` (``K`` classes, background included),
+    ``features`` and ``levels`` (16 and 5 in the literature), ``dropout`` and ``norm``.
+    """
+
+    tasks = ("segmentation", "regression")
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``.
@@ -176,4 +174,4 @@ class DualTaskVNet(nn.Module):
             ValueError: when a spatial size is no multiple of ``divisor``.
         """
         features = self.encoder(image)
-        return self.segmentation(features), torch.tanh(self.regression(features))
+        return self.segmentation(features), torch.tanh(self.regression(features))  # type: ignore[operator]
