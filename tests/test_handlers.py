@@ -40,6 +40,10 @@ def test_a_picture_a_case_up_to_the_limit(tmp_path: Path) -> None:
     assert preview(tmp_path, cases, max_cases=2) == ["a.png", "b.png"]
 
 
+def test_scans_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    assert preview(tmp_path, [case("a", (12, 12, 10))] * 2) == ["a (2).png", "a.png"]
+
+
 def test_panels_stand_side_by_side_and_are_not_empty(tmp_path: Path) -> None:
     preview(
         tmp_path, [case("full", (12, 12, 10)), case("flat", (12, 12)), case("bare", (12, 12, 10), with_truth=False)]

@@ -17,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, ValidationHandler
 from torch.nn import functional
 
+from dbisl.cases import InputError
 from dbisl.handlers import Checkpoints, MeanTeacher, RampUp
 from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss
 from dbisl.networks import DualTaskVNet
@@ -141,6 +142,24 @@ def test_without_unlabeled_scans_it_trains_on_the_labeled() -> None:
     trainer.run()
     assert trainer.state.iteration == 3
     assert not any(name.startswith("pseudo") for name in trainer.state.output["terms"])
+
+
+def test_a_loss_without_unlabeled_terms_never_shows_the_network_an_unlabeled_scan() -> None:
+    seen: list[int] = []
+    network = make_network()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    make_trainer(network, loss_function=make_loss({"segmentation": 1.0})).run()
+    assert seen == [2, 2, 2]
+
+
+def test_gradient_that_is_not_finite_stops_before_the_step() -> None:
+    network = make_network()
+    before = copy.deepcopy(network.state_dict())
+    network.encoder.first[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NotFiniteError, match=r"iteration 1 .*because of the gradient.*labeled_a\.nii\.gz"):
+        make_trainer(network, gradient_clip=1.0).run()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, before[name])
 
 
 def test_teacher_is_asked_about_the_weak_view_only_when_it_counts() -> None:
@@ -312,9 +331,17 @@ def test_failed_training_leaves_no_final_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
 
 
+def test_resuming_with_another_epoch_length_is_named(tmp_path: Path) -> None:
+    Session(tmp_path, epochs=1).trainer.run()
+    resumed = Session(tmp_path, epochs=2, resume=True)
+    resumed.trainer.state.epoch_length = 5
+    with pytest.raises(InputError, match="has 3 iterations an epoch, this one 5; expected the same"):
+        resumed.trainer.run()
+
+
 def test_resuming_without_or_with_another_methods_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt: not found; resuming needs"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not found; resuming needs"):
         Session(tmp_path, epochs=1, resume=True).trainer.run()
     torch.save({"network": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"holds \['network'\]; expected \['best', 'network'"):
+    with pytest.raises(InputError, match=r"holds \['network'\]; expected \['best', 'network'"):
         Session(tmp_path, epochs=1, resume=True).trainer.run()

@@ -19,7 +19,9 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.spatialimages import SpatialImage
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +157,32 @@ def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
     return [_case(path, None) for path in images.values()]
 
 
-def check_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Raise an :class:`InputError` when there is no file of trained weights at ``path``."""
+def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
+    """Check that a file holds the weights of a network, without loading them into it.
+
+    Raises:
+        InputError: when there is no such file, or its weights are those of another network.
+    """
     if not os.path.isfile(path):
         raise InputError(
             f"{path} does not exist: expected the weights of a trained network (ckpt_path; training writes them as "
             "model.pt and model_final.pt in ckpt_dir)."
         )
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    expected = network.state_dict()
+    for name in [*expected, *found]:
+        have, want = (_weight_shape(weights, name) for weights in (found, expected))
+        if have != want:
+            raise InputError(
+                f"{path} holds the weights of another network: {name} is {have}, expected {want}; give the same config "
+                "files and overrides as in training."
+            )
+
+
+def _weight_shape(weights: Mapping[str, Any], name: str) -> str:
+    if name not in weights:
+        return "missing"
+    return _text(weights[name].shape) or "one number" if isinstance(weights[name], torch.Tensor) else "no tensor"
 
 
 def _require_usable(
@@ -366,6 +387,7 @@ def check_cases(
     patch_size: Sequence[int],
     patch_divisor: int,
     spacing: Sequence[float] | None,
+    bfloat16_on_cpu: bool = False,
 ) -> None:
     """Read every file once, header and voxels, and raise one error that names the problems.
 
@@ -382,12 +404,20 @@ def check_cases(
         patch_size: voxels of a training patch, an axis each; its length is the number of spatial axes.
         patch_divisor: what the network needs every patch size to be a multiple of.
         spacing: millimetres a voxel after resampling, an axis each in R, A, S order; None keeps each scan's own.
+        bfloat16_on_cpu: whether the network trains under bfloat16 autocast on the CPU, which rules out some patches.
 
     Raises:
         InputError: one sentence a problem, one a line, in the order of the lists, at most ten.
     """
     start = time.perf_counter()
-    _raise_if(_option_problems(patch_size, patch_divisor, spacing) + _list_problems(labeled, unlabeled, validation))
+    options = _option_problems(patch_size, patch_divisor, spacing)
+    if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor:
+        # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads memory that nobody wrote.
+        options.append(
+            f"patch_size is {patch_size[0]} on axis 0, where the network's deepest map then has 2 voxels, and bfloat16 "
+            f"gradients of such maps are wrong on a CPU: expected at least {3 * patch_divisor}, or --amp False."
+        )
+    _raise_if(options + _list_problems(labeled, unlabeled, validation))
 
     read = {str(case["image"]) for case in labeled}
     cases: list[tuple[Any, Any]] = [(case["image"], case["label"]) for case in labeled]
@@ -438,7 +468,11 @@ def _list_problems(
     unlabeled: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    problems = [] if labeled else ["There are no labeled cases: expected at least one image with a label."]
+    problems = (
+        []
+        if labeled
+        else ["There are no labeled cases: expected at least one image with a label (for evaluation, in val.list)."]
+    )
     for name, cases, keys in (
         ("labeled", labeled, ("image", "label")),
         ("unlabeled", unlabeled, ("image",)),
@@ -498,8 +532,9 @@ def _spatial_shape(shape: tuple[int, ...], dims: int, channels: int) -> tuple[in
     """The spatial part of a file's shape, or None where the file has other axes than expected."""
     if len(shape) == dims and channels == 1:
         return shape
-    # NIfTI may store a single volume as W x H x D x 1, and stores channels last.
-    return shape[:-1] if len(shape) == dims + 1 and shape[-1] == channels else None
+    # NIfTI may store a single volume as W x H x D x 1, and stores channels last. Of a W x H x 1 file MONAI's reader
+    # makes a volume, so that two dimensions take no further axis.
+    return shape[:-1] if dims == 3 and len(shape) == 4 and shape[-1] == channels else None
 
 
 def _image_problems(path: Any, image: SpatialImage, voxels: np.ndarray, dims: int, in_channels: int) -> list[str]:

@@ -15,11 +15,13 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from monai.engines.evaluator import Evaluator
 from monai.utils import convert_to_numpy
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
+from dbisl.cases import InputError
 from dbisl.losses import DBiSLLoss
 
 logger = logging.getLogger(__name__)
@@ -125,20 +127,27 @@ class Checkpoints:
     def _load(self, engine: Any) -> None:
         path = self.ckpt_dir / "checkpoint.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: not found; resuming needs the checkpoint of an earlier training.")
+            raise InputError(f"{path}: not found; resuming needs the checkpoint of an earlier training.")
         checkpoint = torch.load(path, map_location=engine.state.device, weights_only=True)
         if set(checkpoint) != {*self.state, "trainer", "best"}:
-            raise ValueError(
+            raise InputError(
                 f"{path}: holds {sorted(checkpoint)}; expected {sorted([*self.state, 'trainer', 'best'])}, as a "
                 "training with the same method writes."
             )
+        epochs, length = engine.state.max_epochs, checkpoint["trainer"]["epoch_length"]
+        if length != engine.state.epoch_length:
+            raise InputError(
+                f"{path}: its training has {length} iterations an epoch, this one {engine.state.epoch_length}; "
+                "expected the same iterations_per_epoch."
+            )
         for name, item in self.state.items():
             item.load_state_dict(checkpoint[name])
-        epochs = engine.state.max_epochs
         engine.load_state_dict(checkpoint["trainer"])
         engine.state.max_epochs = epochs
         self.best = checkpoint["best"]
         logger.info("resumed %s after epoch %d of %d", path, engine.state.epoch, epochs)
+        if engine.state.epoch >= epochs:
+            logger.warning("nothing is left to train: ask for more than %d epochs", engine.state.epoch)
 
     def epoch_completed(self, engine: Engine) -> None:
         name = self.evaluator.state.key_metric_name
@@ -157,7 +166,9 @@ class Checkpoints:
     def completed(self, engine: Engine) -> None:
         self._write("model_final.pt", self.model.state_dict())
         if self.best == -math.inf:
-            logger.warning("no validation: model.pt is the network of the end")
+            logger.warning(
+                "no epoch was validated (no validation scans, or val_interval > epochs): model.pt is the last"
+            )
             self._write("model.pt", self.model.state_dict())
 
     @idist.one_rank_only()
@@ -183,23 +194,24 @@ class Previews:
     def __init__(self, *, output_dir: str, max_cases: int) -> None:
         self.output_dir = Path(output_dir)
         self.max_cases = max_cases
-        self.written = 0
+        self.written: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def reset(self, engine: Engine) -> None:
-        self.written = 0
+        self.written.clear()
 
     def __call__(self, engine: Any) -> None:
         if idist.get_rank() > 0:
             return
-        for case in engine.state.output[: self.max_cases - self.written]:
+        for case in engine.state.output[: self.max_cases - len(self.written)]:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             name = Path(case[Keys.IMAGE].meta["filename_or_obj"]).name.split(".nii")[0]
-            draw_case(case, self.output_dir / f"{name}.png")
-            self.written += 1
+            namesakes = self.written.count(name)  # scans of several folders may share a file name
+            draw_case(case, self.output_dir / (f"{name} ({namesakes + 1}).png" if namesakes else f"{name}.png"))
+            self.written.append(name)
 
 
 def draw_case(case: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -217,12 +229,14 @@ def draw_case(case: Mapping[str, torch.Tensor], path: Path) -> None:
         arrays = {key: array[..., depth] for key, array in arrays.items()}
     panels = [(title, key, options) for key, (title, options) in _PANELS.items() if key in arrays]
     classes = max(float(array.max()) for key, array in arrays.items() if key in (Keys.LABEL, Keys.PRED))
+    image = case[Keys.IMAGE]
+    width, height = image.pixdim[:2].tolist() if isinstance(image, MetaTensor) else (1.0, 1.0)
     figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
     for axes, (title, key, options) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         # Of the SDM the foreground's: the largest of the classes that are not background.
         plane = arrays[key][1:].max(axis=0) if key == "pred_sdm" else arrays[key][0]
         limits = {"vmin": 0, "vmax": max(classes, 1)} if key in (Keys.LABEL, Keys.PRED) else {}
-        axes.imshow(np.rot90(plane), **{**options, **limits})
+        axes.imshow(np.rot90(plane), aspect=height / width, **{**options, **limits})
         axes.set_title(title)
         axes.axis("off")
     temporary = path.with_name(f".{path.name}")

@@ -155,6 +155,11 @@ class DBiSLLoss(nn.Module):
         self.ramp = 1.0
 
     @property
+    def uses_unlabeled(self) -> bool:
+        """Whether any term has a use for unlabeled scans; if not, the network need not see them."""
+        return any(name not in LABELED_TERMS for name in self.weights)
+
+    @property
     def needs_pseudo_labels(self) -> bool:
         """Whether a pseudo-supervised term counts now; if not, no teacher need be asked."""
         return self.ramp > 0 and any(name in self.weights for name in PSEUDO_TERMS)

@@ -93,6 +93,7 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     for_files = read | _property_ids(parser) | _neighbour_ids(files[0])
     unread = [key for key in new_keys if not key.addable or key.id not in (read if key.file is None else for_files)]
     problems = [_sentence(key, files[0], parser) for key in unread] + _misplaced_values(arguments, parser)
+    problems += _misspelled_constants(arguments)
     if problems:
         raise InputError("\n".join(problems))
 
@@ -223,6 +224,16 @@ def _ids(node: Any, id: str = "") -> Iterator[str]:
 def _shown(id: str) -> str:
     """An id in the form that is quicker to type; MONAI reads both."""
     return id.replace(ID_SEP_KEY, "#")
+
+
+def _misspelled_constants(arguments: Mapping[str, Any]) -> list[str]:
+    """Fire reads Python's constants; ``false`` would be a string, and so count as true."""
+    constants = {"true": "True", "false": "False", "null": "None", "none": "None"}
+    return [
+        f"--{key} is the text {value!r}: expected Python's {constants[value.lower()]}."
+        for key, value in arguments.items()
+        if isinstance(value, str) and value.lower() in constants
+    ]
 
 
 def _misplaced_values(arguments: Mapping[str, Any], parser: ConfigParser) -> list[str]:

@@ -65,7 +65,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         Workflow.run(self)  # past SupervisedTrainer's own, which makes a scaler for CUDA whatever the dtype
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        labeled, unlabeled = batchdata["labeled"], batchdata.get("unlabeled")
+        labeled = batchdata["labeled"]
+        unlabeled = batchdata.get("unlabeled") if self.loss_function.uses_unlabeled else None
         images, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
         if unlabeled is not None:
             images = torch.cat([images, *self._to_device(unlabeled[Keys.IMAGE])])
@@ -89,7 +90,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+            norm = clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+            # A float16 gradient that overflows is the scaler's to skip; any other one would destroy the weights.
+            if not self.scaler.is_enabled() and not torch.isfinite(norm):
+                raise NotFiniteError(self._not_finite({"the gradient": norm}, batchdata))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

@@ -99,7 +99,10 @@ def test_resumed_training_continues(tmp_path: Path, trained: Path, demo_data: Pa
     assert "Epoch: 3/3, Iter: 2/2" in done.stdout and "Epoch: 2/3" not in done.stdout
     before, after = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained / "models", models))
     assert (before["trainer"]["iteration"], after["trainer"]["iteration"]) == (4, 6)
-    assert after["lr_scheduler"]["last_epoch"] == before["lr_scheduler"]["last_epoch"] + 2
+    # The length of the schedule is no part of the checkpoint: a longer training stretches it, and it ends at its floor.
+    assert after["lr_scheduler"]["last_epoch"] == before["lr_scheduler"]["last_epoch"] + 2 == 6
+    assert after["lr_scheduler"]["lr_lambdas"] == [None]
+    assert after["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.005 * 0.002)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_resumed_training_continues(tmp_path: Path, trained: Path, demo_data: Pa
         ({"epoch": 3}, r"--epoch overrides nothing.*epochs"),
         ({"dataset_dir": "nowhere"}, r"dataset_dir nowhere does not exist.*make_demo_data\.py"),
         ({"patch_size": "[40,50,40]"}, r"patch_size is \[40, 50, 40\]: expected a multiple of 8 on axis 1, not 50"),
+        ({"amp": "false"}, r"--amp is the text 'false': expected Python's False"),
+        ({"patch_size": "[16,16,16]"}, r"patch_size is 16 on axis 0.*bfloat16.*expected at least 24, or --amp False"),
         ({"num_labeled": 3}, r"num_labeled is 3, but 2 labeled training cases exist"),
         ({"class_names": "['background','body']"}, r"has label values 2: expected whole numbers from 0 to 1"),
     ],
@@ -134,6 +139,21 @@ def test_evaluation_and_inference_without_weights_name_the_file(
         assert done.returncode != 0
         assert "none.pt does not exist: expected the weights of a trained network" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path, trained: Path, demo_data: Path, run_bundle: Run) -> None:
+    weights = trained / "models" / "model.pt"
+    done = run_bundle("evaluating", EVALUATE, dataset_dir=demo_data, ckpt_path=weights, output_dir=tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert re.search(r"model\.pt holds the weights of another network: .* expected 16 x 1 x 3 x 3 x 3", done.stderr)
+
+
+@pytest.mark.parametrize("spacing", ["[1.0,1.0,3.0]", "[2.0,1.0,1.0]"])
+def test_training_on_anisotropic_voxels(tmp_path: Path, demo_data: Path, run_bundle: Run, spacing: str) -> None:
+    options = {"dataset_dir": demo_data, "ckpt_dir": tmp_path, "output_dir": tmp_path, **TINY, "epochs": 1}
+    done = run_bundle("training", ["configs/train.json"], **{**options, "spacing": spacing, "patch_size": "[24,56,24]"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "model_final.pt").is_file()
 
 
 def test_inference_shares_the_network_and_the_transforms_of_training(root: Path) -> None:
