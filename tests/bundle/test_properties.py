@@ -62,4 +62,5 @@ def test_metadata_is_valid_against_the_schema(root: Path, shared_data: Path) -> 
     if not schemas:
         pytest.skip("the model zoo's schema file is not here")
     metadata = json.loads((root / "bundle/configs/metadata.json").read_text())
-    jsonschema.validate(metadata, json.loads(schemas[0].read_text()))
+    validator = jsonschema.Draft201909Validator(json.loads(schemas[0].read_text()))
+    assert [error.message for error in validator.iter_errors(metadata)] == []
