@@ -42,6 +42,10 @@ def call(loss: DBiSLLoss, batch: dict[str, torch.Tensor], **options: object):
     return loss((batch["logits"], batch["sdm"]), batch["label"], batch["target"], **options)
 
 
+def dice_ce(log_p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    return dice_cross_entropy(log_p, log_p.exp(), target, weight)
+
+
 def test_dice_cross_entropy_is_monais() -> None:
     torch.manual_seed(1)
     logits, label = torch.randn(2, CLASSES, *SIZE), torch.randint(0, CLASSES, (2, 1, *SIZE))
@@ -50,7 +54,7 @@ def test_dice_cross_entropy_is_monais() -> None:
     # MONAI drops the background from both parts or from none; ours only from the Dice.
     dice = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, lambda_ce=0)
     expected = dice(logits, label) + functional.cross_entropy(logits, label[:, 0])
-    torch.testing.assert_close(dice_cross_entropy(logits.log_softmax(1), one_hot), expected)
+    torch.testing.assert_close(dice_ce(logits.log_softmax(1), one_hot), expected)
     assert float(monai(logits, label)) != pytest.approx(float(expected))
 
 
@@ -58,8 +62,8 @@ def test_uniform_weights_change_nothing() -> None:
     torch.manual_seed(1)
     log_p = torch.randn(2, CLASSES, *SIZE).log_softmax(1)
     target = torch.randn(2, CLASSES, *SIZE).softmax(1)
-    weighted = dice_cross_entropy(log_p, target, torch.ones(2, 1, *SIZE))
-    torch.testing.assert_close(weighted, dice_cross_entropy(log_p, target))
+    weighted = dice_ce(log_p, target, torch.ones(2, 1, *SIZE))
+    torch.testing.assert_close(weighted, dice_ce(log_p, target))
 
 
 def test_voxels_of_weight_zero_do_not_count() -> None:
@@ -68,7 +72,7 @@ def test_voxels_of_weight_zero_do_not_count() -> None:
     target = torch.randn(2, CLASSES, *SIZE).softmax(1)
     weight = (torch.rand(2, 1, *SIZE) > 0.5).float()
     changed = torch.where(weight > 0, target, torch.randn(2, CLASSES, *SIZE).softmax(1))
-    torch.testing.assert_close(dice_cross_entropy(log_p, changed, weight), dice_cross_entropy(log_p, target, weight))
+    torch.testing.assert_close(dice_ce(log_p, changed, weight), dice_ce(log_p, target, weight))
 
 
 def test_labeled_terms_by_hand(batch: dict[str, torch.Tensor]) -> None:
@@ -77,9 +81,9 @@ def test_labeled_terms_by_hand(batch: dict[str, torch.Tensor]) -> None:
     one_hot = functional.one_hot(batch["label"][:, 0], CLASSES).movedim(-1, 1).float()
     logits, sdm, target = batch["logits"][:2], batch["sdm"][:2], batch["target"].float()
     expected = {
-        "segmentation": dice_cross_entropy(logits.log_softmax(1), one_hot),
+        "segmentation": dice_ce(logits.log_softmax(1), one_hot),
         "regression": (sdm - target).abs().mean(),
-        "segmentation_across": dice_cross_entropy((5 * sdm).log_softmax(1), one_hot),
+        "segmentation_across": dice_ce((5 * sdm).log_softmax(1), one_hot),
         "regression_across": (SegmentationToSDM(3.0)(logits.softmax(1)) - target).abs().mean(),
     }
     assert set(terms) == set(names)
@@ -117,8 +121,8 @@ def test_pseudo_supervision_by_hand(
     if hard:
         for_p, for_r = (functional.one_hot(t.argmax(1), CLASSES).movedim(-1, 1).float() for t in (for_p, for_r))
     log_p, log_p_r = batch["logits"][2:].log_softmax(1), (5 * batch["sdm"][2:]).log_softmax(1)
-    torch.testing.assert_close(terms["pseudo_segmentation"], dice_cross_entropy(log_p, for_p, weight))
-    torch.testing.assert_close(terms["pseudo_segmentation_across"], dice_cross_entropy(log_p_r, for_r, weight))
+    torch.testing.assert_close(terms["pseudo_segmentation"], dice_ce(log_p, for_p, weight))
+    torch.testing.assert_close(terms["pseudo_segmentation_across"], dice_ce(log_p_r, for_r, weight))
     error = weight * (batch["sdm"][2:] - SegmentationToSDM(3.0)(for_r)).abs()
     torch.testing.assert_close(terms["pseudo_regression"], error.mean())
 

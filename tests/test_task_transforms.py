@@ -147,6 +147,21 @@ def test_gradients_agree_with_finite_differences(kernel: str, spacing: Sequence[
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
+@pytest.mark.parametrize("sharpness", [1.0, 4.0])
+def test_logarithms_give_the_same_map_and_gradient(kernel: str, sharpness: float) -> None:
+    torch.manual_seed(0)
+    bridge = SegmentationToSDM(3.0, kernel=kernel, sharpness=sharpness)
+    log_p = torch.randn(2, 3, 7, 6, 5, dtype=torch.float64).log_softmax(1).requires_grad_()
+    from_log, from_p = bridge.from_log(log_p), bridge(log_p.exp())
+    torch.testing.assert_close(from_log, from_p)
+    weight = torch.randn_like(from_p)
+    gradients = [torch.autograd.grad((answer * weight).sum(), log_p)[0] for answer in (from_log, from_p)]
+    # Sharpening normalises, so that only differences between the classes' logarithms matter to ``from_log``.
+    through_softmax = [gradient - log_p.exp() * gradient.sum(1, keepdim=True) for gradient in gradients]
+    torch.testing.assert_close(through_softmax[0], through_softmax[1])
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
 def test_undecided_voxels_are_on_the_boundary_and_can_move(kernel: str) -> None:
     probabilities = torch.full((1, 2, 8, 8, 8), 0.5, requires_grad=True)
     sdm = SegmentationToSDM(BAND, kernel=kernel)(probabilities)

@@ -8,13 +8,14 @@ the same loss is a supervised V-Net, a dual-task network, or DTC (Luo et al., AA
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from dbisl.distributed import sum_over_ranks
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
 
 LABELED_TERMS = ("segmentation", "regression", "segmentation_across", "regression_across")
@@ -27,28 +28,37 @@ SMOOTH = 1e-5
 
 
 def dice_cross_entropy(
-    log_probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+    log_probabilities: torch.Tensor,
+    probabilities: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Soft Dice loss of the foreground classes over the whole batch, plus cross-entropy.
 
+    With several processes the Dice is that of all their batches together.
+
     Args:
         log_probabilities: ``B x K x *spatial``.
+        probabilities: their exponential, which the caller has anyway.
         target: ``B x K x *spatial`` probabilities; one-hot for a label.
         weight: ``B x 1 x *spatial`` weight of each voxel in both parts, or None for 1.
 
     Returns:
         A scalar.
     """
-    probabilities = log_probabilities.exp()
-    entropy = -(target * log_probabilities).sum(dim=1, keepdim=True)
-    axes = [0, *range(2, target.dim())]
+    # Sums over voxels are inner products: one pass each, where elementwise products would take several.
+    log_p, p, t = (maps.flatten(2) for maps in (log_probabilities, probabilities, target))
     if weight is None:
-        overlap, total = probabilities * target, probabilities + target
+        total = p.sum(dim=2) + t.sum(dim=2)
     else:
-        entropy = weight * entropy
-        overlap, total = weight * probabilities * target, weight * (probabilities + target)
-    dice = (2 * overlap.sum(axes) + SMOOTH) / (total.sum(axes) + SMOOTH)
-    return 1 - dice[1:].mean() + entropy.mean()
+        w = weight.flatten(2)
+        t = w * t
+        total = (p @ w.mT).squeeze(2) + t.sum(dim=2)
+    entropy = -torch.linalg.vecdot(log_p, t).sum() / (p.shape[0] * p.shape[2])
+    overlap = torch.linalg.vecdot(p, t)
+    overlap, total = sum_over_ranks(torch.stack([overlap, total]).sum(dim=1))
+    dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
+    return 1 - dice[1:].mean() + entropy
 
 
 class _Answers:
@@ -56,17 +66,18 @@ class _Answers:
 
     def __init__(
         self,
-        prediction: tuple[torch.Tensor, torch.Tensor | None],
+        logits: torch.Tensor,
+        sdm: torch.Tensor | None,
         sdm_to_segmentation: SDMToSegmentation,
         segmentation_to_sdm: SegmentationToSDM,
     ) -> None:
-        self.logits, self.sdm = prediction
+        self.logits, self.sdm = logits, sdm
         self._sdm_to_segmentation = sdm_to_segmentation
         self._segmentation_to_sdm = segmentation_to_sdm
 
     @cached_property
     def log_p(self) -> torch.Tensor:
-        return functional.log_softmax(self.logits.float(), dim=1)
+        return functional.log_softmax(self.logits, dim=1)
 
     @cached_property
     def p(self) -> torch.Tensor:
@@ -76,7 +87,7 @@ class _Answers:
     def r(self) -> torch.Tensor:
         if self.sdm is None:
             raise ValueError("this loss has terms of the distance regression, but the network gives no SDM.")
-        return self.sdm.float()
+        return self.sdm
 
     @cached_property
     def log_p_r(self) -> torch.Tensor:
@@ -88,7 +99,7 @@ class _Answers:
 
     @cached_property
     def r_s(self) -> torch.Tensor:
-        return self._segmentation_to_sdm(self.p)
+        return self._segmentation_to_sdm.from_log(self.log_p)
 
 
 class DBiSLLoss(nn.Module):
@@ -193,67 +204,71 @@ class DBiSLLoss(nn.Module):
         Raises:
             ValueError: when a term needs the SDM of the network or of the label and there is none.
         """
-        answers = self._answers(prediction)
-        labeled = label.shape[0]
-        factors = self._factors(has_unlabeled=answers.logits.shape[0] > labeled)
-        terms = self._labeled_terms(factors, answers, label, sdm)
-        terms |= self._consistency_terms(factors, answers)
-        terms |= self._pseudo_terms(factors, answers, labeled, answers if teacher is None else self._answers(teacher))
+        sizes = [len(label), len(prediction[0]) - len(label)]
+        labeled, unlabeled = self._answers(prediction, sizes)
+        factors = self._factors(has_unlabeled=sizes[1] > 0)
+        terms = self._labeled_terms(factors, labeled, label, sdm)
+        terms |= self._consistency_terms(factors, [labeled, unlabeled])
+        if any(name in factors for name in PSEUDO_TERMS):
+            source = unlabeled if teacher is None else self._answers(teacher, sizes[1:])[0]
+            terms |= self._pseudo_terms(factors, unlabeled, source)
         total = torch.stack([factor * terms[name] for name, factor in factors.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
-    def _answers(self, prediction: tuple[torch.Tensor, torch.Tensor | None]) -> _Answers:
-        return _Answers(prediction, self.sdm_to_segmentation, self.segmentation_to_sdm)
+    def _answers(self, prediction: tuple[torch.Tensor, torch.Tensor | None], sizes: list[int]) -> list[_Answers]:
+        """The answers for consecutive parts of the batch, float32 and contiguous whatever the network's format is.
+
+        Split once: a slice taken in each term would cost a volume of zeros in each one's backward pass.
+        """
+        logits, sdm = prediction
+        parts = _plain(logits).split(sizes)
+        of_sdm = [None] * len(sizes) if sdm is None else _plain(sdm).split(sizes)
+        return [
+            _Answers(*part, self.sdm_to_segmentation, self.segmentation_to_sdm)
+            for part in zip(parts, of_sdm, strict=True)
+        ]
 
     def _labeled_terms(
         self, names: Mapping[str, float], answers: _Answers, label: torch.Tensor, sdm: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         terms = {}
-        part = slice(0, label.shape[0])
-        classes = answers.logits.shape[1]
-        one_hot = functional.one_hot(label[:, 0].long(), classes).movedim(-1, 1).to(answers.log_p.dtype)
-        if "segmentation" in names:
-            terms["segmentation"] = dice_cross_entropy(answers.log_p[part], one_hot)
-        if "segmentation_across" in names:
-            terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r[part], one_hot)
+        if "segmentation" in names or "segmentation_across" in names:
+            one_hot = torch.zeros_like(answers.logits).scatter_(1, label.long(), 1)
+            if "segmentation" in names:
+                terms["segmentation"] = dice_cross_entropy(answers.log_p, answers.p, one_hot)
+            if "segmentation_across" in names:
+                terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r, answers.p_r, one_hot)
         if "regression" in names or "regression_across" in names:
             if sdm is None:
                 raise ValueError("the terms 'regression' and 'regression_across' need the SDM of the labels.")
             target = sdm.float()
             if "regression" in names:
-                terms["regression"] = functional.l1_loss(answers.r[part], target)
+                terms["regression"] = functional.l1_loss(answers.r, target)
             if "regression_across" in names:
-                # With the consistency term the map of the whole batch is needed anyway.
-                mapped = answers.r_s if "consistency_regression" in names else self.segmentation_to_sdm(answers.p[part])
-                terms["regression_across"] = functional.l1_loss(mapped[part], target)
+                terms["regression_across"] = functional.l1_loss(answers.r_s, target)
         return terms
 
-    def _consistency_terms(self, names: Mapping[str, float], answers: _Answers) -> dict[str, torch.Tensor]:
+    def _consistency_terms(self, names: Mapping[str, float], parts: Sequence[_Answers]) -> dict[str, torch.Tensor]:
         terms = {}
         if "consistency_segmentation" in names:
-            terms["consistency_segmentation"] = functional.mse_loss(answers.p, answers.p_r)
+            terms["consistency_segmentation"] = _mean_squared_error([(part.p, part.p_r) for part in parts])
         if "consistency_regression" in names:
-            terms["consistency_regression"] = functional.mse_loss(answers.r, answers.r_s)
+            terms["consistency_regression"] = _mean_squared_error([(part.r, part.r_s) for part in parts])
         return terms
 
-    def _pseudo_terms(
-        self, names: Mapping[str, float], answers: _Answers, labeled: int, teacher: _Answers
-    ) -> dict[str, torch.Tensor]:
-        if not any(name in names for name in PSEUDO_TERMS):
-            return {}
-        unlabeled = slice(labeled, None)
-        p = teacher.p.detach()
-        p_r = p if teacher.sdm is None else teacher.p_r.detach()
-        if teacher is answers:
-            p, p_r = p[unlabeled], p_r[unlabeled]
+    def _pseudo_terms(self, names: Mapping[str, float], answers: _Answers, source: _Answers) -> dict[str, torch.Tensor]:
+        p = source.p.detach()
+        p_r = p if source.sdm is None else source.p_r.detach()
         for_segmentation, for_regression, weight = self._pseudo_labels(p, p_r)
         terms = {}
         if "pseudo_segmentation" in names:
-            terms["pseudo_segmentation"] = dice_cross_entropy(answers.log_p[unlabeled], for_segmentation, weight)
+            terms["pseudo_segmentation"] = dice_cross_entropy(answers.log_p, answers.p, for_segmentation, weight)
         if "pseudo_segmentation_across" in names:
-            terms["pseudo_segmentation_across"] = dice_cross_entropy(answers.log_p_r[unlabeled], for_regression, weight)
+            terms["pseudo_segmentation_across"] = dice_cross_entropy(
+                answers.log_p_r, answers.p_r, for_regression, weight
+            )
         if "pseudo_regression" in names:
-            error = functional.l1_loss(answers.r[unlabeled], self.segmentation_to_sdm(for_regression), reduction="none")
+            error = functional.l1_loss(answers.r, self.segmentation_to_sdm(for_regression), reduction="none")
             terms["pseudo_regression"] = (error if weight is None else weight * error).mean()
         return terms
 
@@ -267,6 +282,15 @@ class DBiSLLoss(nn.Module):
         if self.harden:
             for_segmentation, for_regression = harden(for_segmentation), harden(for_regression)
         return for_segmentation, for_regression, weight
+
+
+def _plain(maps: torch.Tensor) -> torch.Tensor:
+    return maps.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _mean_squared_error(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    squares = [functional.mse_loss(one, other, reduction="sum") for one, other in pairs]
+    return torch.stack(squares).sum() / sum(one.numel() for one, _ in pairs)
 
 
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:

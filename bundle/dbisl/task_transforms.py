@@ -14,6 +14,7 @@ import torch
 from monai.utils import convert_to_numpy
 from scipy.ndimage import distance_transform_edt
 from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 FLOOR = 1e-30
@@ -184,23 +185,34 @@ class SegmentationToSDM(nn.Module):
         # because several voxels of the other side add up in the convolution (measured on hard masks).
         self.centre_to_face = 0.5 + 0.2 * h
         self.radii = tuple(math.ceil(reach / step) for step in self.steps)
+        self._matrices: dict[tuple[int, int, torch.device, torch.dtype], torch.Tensor] = {}
 
     def _offsets(self, axis: int) -> torch.Tensor:
         """Distances, in voxels of the finest axis, that the taps of the kernel stand for along ``axis``."""
         taps = torch.arange(-self.radii[axis], self.radii[axis] + 1, dtype=torch.float64).abs()
         return torch.where(taps == 0, 0.0, (taps - 0.5) * self.steps[axis] + 0.5)
 
+    def _matrix(self, axis: int, size: int, like: torch.Tensor) -> torch.Tensor:
+        """The kernel along ``axis`` as a banded ``size x size`` matrix, made once for each size, device and dtype."""
+        key = (axis, size, like.device, like.dtype)
+        if key not in self._matrices:
+            radius = self.radii[axis]
+            weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
+            columns = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).clamp(0, size - 1)
+            matrix = torch.zeros(size, size, dtype=weights.dtype).scatter_add_(1, columns, weights.expand(size, -1))
+            self._matrices[key] = matrix.to(like)
+        return self._matrices[key]
+
     def _convolve_gaussian(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Separable convolution, one product with a banded matrix an axis: fast on every device at patch sizes."""
-        answer = probabilities
-        for axis, radius in enumerate(self.radii):
-            size = answer.shape[2 + axis]
-            weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
-            taps = torch.arange(-radius, radius + 1)
-            columns = (torch.arange(size)[:, None] + taps).clamp(0, size - 1)
-            matrix = torch.zeros(size, size, dtype=weights.dtype)
-            matrix = matrix.scatter_add_(1, columns, weights.expand(size, -1)).to(answer)
-            answer = (answer.movedim(2 + axis, -1) @ matrix.T).movedim(-1, 2 + axis)
+        shape = probabilities.shape
+        answer = probabilities.contiguous()
+        for axis, size in enumerate(shape[2:]):
+            matrix = self._matrix(axis, size, answer)
+            if axis == len(self.radii) - 1:
+                answer = answer @ matrix.T
+            else:  # from the left, with all the axes behind as columns: nothing is transposed in memory
+                answer = (matrix @ answer.view(-1, size, math.prod(shape[3 + axis :]))).view(shape)
         return answer
 
     def _convolve_exponential(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -225,31 +237,77 @@ class SegmentationToSDM(nn.Module):
         Raises:
             ValueError: when the input has another number of spatial axes than ``spacing``, or fewer than 2 classes.
         """
-        if probabilities.dim() != 2 + len(self.radii):
-            raise ValueError(
-                f"expected B x K and {len(self.radii)} spatial axes, got a shape of {list(probabilities.shape)}."
-            )
-        classes = probabilities.shape[1]
-        if classes < 2:
-            raise ValueError(f"expected probabilities of at least 2 classes, background included, got {classes}.")
+        self._check(probabilities)
         with torch.autocast(probabilities.device.type, enabled=False):
             probabilities = _at_least_float32(probabilities)
             if self.sharpness > 1:
                 powers = probabilities**self.sharpness
                 probabilities = powers / powers.sum(dim=1, keepdim=True)
-            convolve = self._convolve_gaussian if self.kernel == "gaussian" else self._convolve_exponential
-            own = convolve(probabilities)
-            # The complement of a class is the sum of the others: added up, since 1 - P would cancel far inside.
-            others = torch.ones(classes, classes).fill_diagonal_(0).to(own)
-            other = torch.einsum("ck,bk...->bc...", others, own)
-            log_ratio = torch.log(own + FLOOR) - torch.log(other + FLOOR)
-            if self.kernel == "gaussian":
-                # sign(x) * (sqrt(|x| + offset^2) - offset), written so that the gradient at 0 is not lost.
-                squared, offset = self.h * log_ratio, self.centre_to_face
-                distance = squared / (torch.sqrt(squared.abs() + offset**2) + offset)
-            else:
-                distance = self.h * log_ratio
-            return torch.clamp(distance * (self.voxel / self.band), -1, 1)
+            return self._signed_distance(probabilities)
+
+    def from_log(self, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` of the logarithm of probabilities (a log-softmax), at less cost: sharpening is a product."""
+        self._check(log_probabilities)
+        with torch.autocast(log_probabilities.device.type, enabled=False):
+            log_probabilities = _at_least_float32(log_probabilities)
+            if self.sharpness > 1:
+                return self._signed_distance(torch.softmax(self.sharpness * log_probabilities, dim=1))
+            return self._signed_distance(log_probabilities.exp())
+
+    def _check(self, probabilities: torch.Tensor) -> None:
+        if probabilities.dim() != 2 + len(self.radii):
+            raise ValueError(
+                f"expected B x K and {len(self.radii)} spatial axes, got a shape of {list(probabilities.shape)}."
+            )
+        if probabilities.shape[1] < 2:
+            raise ValueError(
+                f"expected probabilities of at least 2 classes, background included, got {probabilities.shape[1]}."
+            )
+
+    def _signed_distance(self, probabilities: torch.Tensor) -> torch.Tensor:
+        in_band = self.voxel / self.band
+        if self.kernel == "gaussian":
+            own = self._convolve_gaussian(probabilities)
+            distance: torch.Tensor = _GaussianDistance.apply(own, self.h, self.centre_to_face, in_band)
+            return distance.clamp(-1, 1)
+        own = self._convolve_exponential(probabilities)
+        log_ratio = torch.log(own + FLOOR) - torch.log(_of_the_others(own) + FLOOR)
+        return torch.clamp(in_band * self.h * log_ratio, -1, 1)
+
+
+class _GaussianDistance(torch.autograd.Function):
+    """Signed distance from what a Gaussian kernel gathers of each class, ``B x K x *spatial``, and of the others.
+
+    ``x = h * log(own / others)`` is a signed square of the distance to the centre of the nearest voxel of the other
+    side, and ``sign(x) * (sqrt(|x| + offset^2) - offset)`` the distance to its face. Its derivative in ``x`` is
+    ``1 / (2 * sqrt(|x| + offset^2))``, also at 0. Written out, because autograd needs three times the passes over the
+    volume and as much memory again.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, own: torch.Tensor, h: float, offset: float, scale: float) -> torch.Tensor:
+        others = _of_the_others(own).add_(FLOOR)
+        own = own + FLOOR
+        squared = torch.div(own, others).log_().mul_(h)
+        root = squared.abs().add_(offset**2).sqrt_()
+        ctx.save_for_backward(own, others, root)
+        ctx.factor = h * scale / 2  # type: ignore[attr-defined]
+        return squared.div_(root + offset).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        own, others, root = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_log_ratio = torch.div(gradient, root).mul_(ctx.factor)  # type: ignore[attr-defined]
+        to_others = _of_the_others(of_log_ratio / others)
+        return of_log_ratio.div_(own).sub_(to_others), None, None, None
+
+
+def _of_the_others(maps: torch.Tensor) -> torch.Tensor:
+    """The sum of the other classes' maps, ``B x K x *spatial``: added up, since a total less one's own would cancel."""
+    classes = maps.shape[1]
+    others = torch.ones(classes, classes, device=maps.device, dtype=maps.dtype).fill_diagonal_(0)
+    return torch.einsum("ck,bk...->bc...", others, maps)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
