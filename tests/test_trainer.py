@@ -15,6 +15,8 @@ from ignite.handlers import EMAHandler
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, ValidationHandler
+from monai.metrics import DiceHelper
+from monai.transforms import AsDiscrete
 from torch.nn import functional
 
 from dbisl.cases import InputError
@@ -49,8 +51,8 @@ class Streams:
         image = label + 0.3 * torch.randn(2, 1, *SIZE, generator=generator)
         if self.poison and stream == "unlabeled":
             image[0, 0, 0, 0, 0] = math.nan
-        meta = {"filename_or_obj": [f"{stream}_a.nii.gz", f"{stream}_b.nii.gz"]}
-        batch: dict[str, Any] = {"image": MetaTensor(image, meta=meta), "weak_image": MetaTensor(image, meta=meta)}
+        batch: dict[str, Any] = {"image": MetaTensor(image), "weak_image": MetaTensor(image)}
+        batch["case"] = [f"{stream}_a.nii.gz", f"{stream}_b.nii.gz"]
         if stream == "labeled":
             one_hot = functional.one_hot(label[:, 0], 2).movedim(-1, 1)
             batch |= {"label": label, "sdm": signed_distance_map(one_hot, 3.0).half()}
@@ -123,7 +125,7 @@ def test_training_reduces_every_labeled_term(amp: bool) -> None:
     trainer.run()
     for name in LABELED_TERMS:
         assert sum(step[name] for step in history[-10:]) < 0.6 * sum(step[name] for step in history[:10])
-    assert set(history[-1]) == {*TERMS, "loss", "ramp", "foreground_labeled", "foreground_unlabeled"}
+    assert set(history[-1]) == {*TERMS, "loss", "ramp", "dice", "foreground_labeled", "foreground_unlabeled"}
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
@@ -133,7 +135,11 @@ def test_output_is_that_of_the_labeled_part() -> None:
     output = trainer.state.output
     assert output["image"].shape == output["label"].shape == (2, 1, *SIZE)
     assert output["pred"].shape == (2, 2, *SIZE)
-    torch.testing.assert_close(output["pred"].sum(dim=1), torch.ones(2, *SIZE))
+    one_hot = AsDiscrete(argmax=True, to_onehot=2, dim=1)(output["pred"])
+    dice = DiceHelper(include_background=False, get_not_nans=False)(
+        one_hot.transpose(0, 1).flatten(1, 2)[None], output["label"].transpose(0, 1).flatten(1, 2)[None]
+    )
+    assert float(output["terms"]["dice"]) == pytest.approx(float(dice))
     assert float(output["terms"]["foreground_labeled"]) == pytest.approx(float((output["label"] > 0).float().mean()))
 
 
@@ -156,7 +162,7 @@ def test_gradient_that_is_not_finite_stops_before_the_step() -> None:
     network = make_network()
     before = copy.deepcopy(network.state_dict())
     network.encoder.first[0].weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(NotFiniteError, match=r"iteration 1 .*because of the gradient.*labeled_a\.nii\.gz"):
+    with pytest.raises(NotFiniteError, match=r"iteration 1, because of the gradient.*labeled_a\.nii\.gz"):
         make_trainer(network, gradient_clip=1.0).run()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter, before[name])

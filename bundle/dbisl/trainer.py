@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     """One forward pass over a labeled and an unlabeled stream, and a loss over both.
 
     The loader gives ``{"labeled": {image, label, sdm}, "unlabeled": {image, weak_image}}``
-    (:class:`dbisl.data.TwoStreamLoader`); ``"unlabeled"`` may be missing. ``engine.state.output`` holds the ``image``
-    and ``label`` of the labeled part, ``pred``, its segmentation probabilities, the ``loss``, and ``terms``: the loss,
-    each of its terms, the ``ramp``, and the fraction of foreground in the labels and in what is predicted on the
-    unlabeled scans (a collapse to background shows there first). They are not decollated.
+    (:class:`dbisl.data.TwoStreamLoader`), each with a ``case``, the names that a message needs; ``"unlabeled"`` may be
+    missing. ``engine.state.output`` holds the ``image`` and ``label`` of the labeled part, ``pred``, its logits, the
+    ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part, and the fraction
+    of foreground in the labels and in what is predicted on the unlabeled scans (a collapse to background shows there
+    first). They are not decollated.
+
+    The host never waits for a GPU: whether an iteration was finite is read while the next one is computed.
 
     Args:
         teacher: network whose answers on the unaugmented view (``weak_image``) of the unlabeled scans are the
@@ -56,6 +60,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         super().__init__(amp=amp, amp_kwargs=amp_kwargs, decollate=False, **kwargs)
         self.teacher = teacher
         self.gradient_clip = gradient_clip
+        self._unchecked: deque[tuple[int, Any, list[str], torch.Tensor, dict[str, list[str]]]] = deque()
 
     def run(self) -> None:  # type: ignore[override]
         """Train from the state's epoch to ``max_epochs``."""
@@ -76,24 +81,24 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.state.output = output
 
         prediction = self._answer(images, self.network)
-        output[Keys.PRED] = torch.softmax(prediction[0][: len(label)].detach().float(), dim=1)
+        output[Keys.PRED] = prediction[0][: len(label)].detach()
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
         loss, terms = self.loss_function(prediction, label, sdm, self._teach(unlabeled))
         output[Keys.LOSS] = loss.detach()
         output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label)}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        if not torch.isfinite(loss):
-            raise NotFiniteError(self._not_finite(output["terms"], batchdata))
 
         self.scaler.scale(loss).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        watched = output["terms"]
         if self.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             norm = clip_grad_norm_(self.network.parameters(), self.gradient_clip)
             # A float16 gradient that overflows is the scaler's to skip; any other one would destroy the weights.
-            if not self.scaler.is_enabled() and not torch.isfinite(norm):
-                raise NotFiniteError(self._not_finite({"the gradient": norm}, batchdata))
+            if not self.scaler.is_enabled():
+                watched = {**watched, "the gradient": norm}
+        self._require_finite(watched, batchdata)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -120,23 +125,46 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         return self._answer(images, self.teacher)
 
     def _monitor(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor | float]:
+        logits = logits.to(torch.float32, memory_format=torch.contiguous_format)  # reductions over classes want it
         values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
+        values["dice"] = _hard_dice(logits[: len(label)], label)
         values["foreground_labeled"] = (label > 0).float().mean()
         if len(logits) > len(label):
-            values["foreground_unlabeled"] = (logits[len(label) :].argmax(dim=1) > 0).float().mean()
+            unlabeled = logits[len(label) :]
+            values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()
         return values
 
-    def _not_finite(self, terms: Mapping[str, torch.Tensor | float], batchdata: Mapping[str, Mapping[str, Any]]) -> str:
-        values = {name: float(value) for name, value in terms.items() if name != "loss"}
-        culprits = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
-        cases = {stream: _file_names(batch[Keys.IMAGE]) for stream, batch in batchdata.items()}
-        listed = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in cases.items())
-        return (
-            f"the loss is not finite at iteration {self.state.iteration} (epoch {self.state.epoch}), "
-            f"because of {', '.join(culprits) or 'the sum of its terms'}; cases of the batch: {listed}."
-        )
+    def _require_finite(self, values: Mapping[str, Any], batchdata: Mapping[str, Mapping[str, Any]]) -> None:
+        """Stop at what is not finite: at once on the CPU, one iteration later on a GPU, where to look is to wait."""
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        finite = torch.stack([value.isfinite() for value in tensors.values()]).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if self.state.device.type == "cuda" else None
+        if copied is not None:
+            copied.record()
+        cases = {stream: list(batch["case"]) for stream, batch in batchdata.items()}
+        self._unchecked.append((self.state.iteration, copied, list(tensors), finite, cases))
+        # Checkpoints are written after an epoch: by then nothing may be left unchecked.
+        last = self.state.iteration % self.state.epoch_length == 0
+        while len(self._unchecked) > (0 if copied is None or last else 1):
+            iteration, copied_before, names, flags, cases = self._unchecked.popleft()
+            if copied_before is not None:
+                copied_before.synchronize()
+            if not flags.all():
+                raise NotFiniteError(_not_finite(iteration, names, flags.tolist(), cases))
 
 
-def _file_names(images: torch.Tensor) -> list[str]:
-    names = getattr(images, "meta", {}).get("filename_or_obj", ["unknown"])
-    return [str(name) for name in ([names] if isinstance(names, str) else names)]
+def _hard_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Mean Dice, over the whole batch, of the foreground classes that are in the label or in the answer."""
+    predicted = logits == logits.amax(dim=1, keepdim=True)
+    true = torch.zeros_like(predicted).scatter_(1, label.long(), True)
+    overlap, total = (sums.flatten(2).sum(dim=(0, 2))[1:] for sums in (predicted & true, predicted.int() + true))
+    return (2 * overlap / total.clamp(min=1)).sum() / (total > 0).sum().clamp(min=1)
+
+
+def _not_finite(iteration: int, names: list[str], finite: list[bool], cases: Mapping[str, list[str]]) -> str:
+    culprits = [name for name, fine in zip(names, finite, strict=True) if not fine and name != "loss"]
+    listed = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in cases.items())
+    return (
+        f"the loss is not finite at iteration {iteration}, because of {', '.join(culprits) or 'the sum of its terms'}; "
+        f"cases of the batch: {listed}."
+    )
