@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import torch
+from monai.data.utils import pickle_hashing
 from torch.utils.data import DataLoader, Sampler
 
 logger = logging.getLogger(__name__)
@@ -67,3 +69,12 @@ class TwoStreamLoader:
         else:
             for batch, unlabeled_batch in zip(self.labeled, self.unlabeled, strict=False):
                 yield {"labeled": batch, "unlabeled": unlabeled_batch}
+
+
+def hash_case(case: Mapping[str, str]) -> bytes:
+    """Key of a case in MONAI's ``PersistentDataset``: its paths, and the size and time of each file.
+
+    By the paths alone a label that was corrected would go on being read from the cache.
+    """
+    files = {key: (str(path), os.stat(path)) for key, path in case.items()}
+    return pickle_hashing({key: (path, stat.st_size, stat.st_mtime_ns) for key, (path, stat) in files.items()})
