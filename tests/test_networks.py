@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 
-from dbisl.networks import DualTaskVNet, VNet
+from dbisl.networks import DualTaskSegResNet, DualTaskVNet, VNet
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -31,9 +34,18 @@ def test_both_answers_have_the_size_of_the_image(spatial_dims: int, size: tuple[
     assert single(torch.randn(2, 2, *size)).shape == (2, 4, *size)
 
 
-def test_each_task_has_its_own_decoder_and_both_train_the_encoder() -> None:
+def make_vnet() -> DualTaskVNet:
+    return DualTaskVNet(features=4, levels=3)
+
+
+def make_segresnet() -> DualTaskSegResNet:
+    return DualTaskSegResNet(init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1))
+
+
+@pytest.mark.parametrize("make", [make_vnet, make_segresnet])
+def test_each_task_has_its_own_decoder_and_both_train_the_encoder(make: Callable[[], torch.nn.Module]) -> None:
     torch.manual_seed(0)
-    network = DualTaskVNet(features=4, levels=3)
+    network = make()
     for task, other in ((0, network.regression), (1, network.segmentation)):
         network.zero_grad(set_to_none=True)
         network(torch.randn(1, 1, 8, 8, 8))[task].sum().backward()
@@ -54,9 +66,24 @@ def test_levels_out_of_range() -> None:
         DualTaskVNet(levels=6)
 
 
-def test_scripted_network_agrees() -> None:
+def test_segresnet_answers_like_the_vnet_and_like_monais_own() -> None:
     torch.manual_seed(0)
-    network = DualTaskVNet(features=4, levels=3).eval()
+    network = make_segresnet().eval()
+    assert network.divisor == 4
+    image = torch.randn(2, 1, 8, 16, 12)
+    logits, sdm = network(image)
+    assert logits.shape == sdm.shape == (2, 2, 8, 16, 12)
+    assert sdm.abs().max() <= 1
+    single = SegResNet(init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)).eval()
+    weights = {**network.encoder.state_dict(), **network.segmentation.state_dict()}
+    single.load_state_dict(weights)
+    torch.testing.assert_close(single(image), logits)
+
+
+@pytest.mark.parametrize("make", [make_vnet, make_segresnet])
+def test_scripted_network_agrees(make: Callable[[], torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
     image = torch.randn(1, 1, 8, 16, 8)
     for scripted, eager in zip(torch.jit.script(network)(image), network(image), strict=True):
         torch.testing.assert_close(scripted, eager)

@@ -1,4 +1,4 @@
-"""The V-Net of the semi-supervised literature, with one decoder a task.
+"""The V-Net of the semi-supervised literature, with one decoder a task; and another backbone of the same contract.
 
 3x3x3 convolutions, batch normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that
 are added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share). MONAI's own ``VNet`` is another
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_norm_layer
+from monai.networks.nets import SegResNet
 from torch import nn
 
 CONVOLUTIONS = (1, 2, 3, 3, 3)
@@ -175,3 +176,46 @@ class DualTaskVNet(_VNet):
         """
         features = self.encoder(image)
         return self.segmentation(features), torch.tanh(self.regression(features))  # type: ignore[operator]
+
+
+class _SegResNetEncoder(SegResNet):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.up_layers, self.up_samples, self.conv_final
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+        """``B x C x *spatial`` to one map a level, the deepest first."""
+        maps = self.encode(image)[1]
+        maps.reverse()
+        return maps
+
+
+class _SegResNetDecoder(SegResNet):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.convInit, self.down_layers
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        """One map a level, the deepest first, to ``B x out_channels x *spatial``."""
+        return self.decode(maps[0], maps)
+
+
+class DualTaskSegResNet(nn.Module):
+    """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task: another backbone.
+
+    Args:
+        options: those of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes,
+            background included), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.encoder = _SegResNetEncoder(**options)
+        self.segmentation = _SegResNetDecoder(**options)
+        self.regression = _SegResNetDecoder(**options)
+        self.divisor: int = 2 ** (len(self.encoder.blocks_down) - 1)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``B x C x *spatial``, sizes multiples of ``divisor``, to ``(logits, sdm)`` as :class:`DualTaskVNet` gives."""
+        features = self.encoder(image)
+        return self.segmentation(features), torch.tanh(self.regression(features))
