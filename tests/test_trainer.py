@@ -78,8 +78,9 @@ def make_trainer(network: torch.nn.Module, streams: Streams | None = None, **opt
     options.setdefault("loss_function", make_loss())
     options.setdefault("max_epochs", 1)
     options.setdefault("epoch_length", 3)
+    options.setdefault("device", "cpu")
     return SemiSupervisedTrainer(
-        device="cpu", train_data_loader=Streams() if streams is None else streams, network=network, **options
+        train_data_loader=Streams() if streams is None else streams, network=network, **options
     )
 
 
@@ -351,3 +352,27 @@ def test_resuming_without_or_with_another_methods_checkpoint_is_named(tmp_path: 
     torch.save({"network": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match=r"holds \['network'\]; expected \['best', 'network'"):
         Session(tmp_path, epochs=1, resume=True).trainer.run()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_host_never_waits_for_the_device_within_an_epoch() -> None:
+    network = make_network().cuda()
+    ema = EMAHandler(network, momentum=0.1, handle_buffers="update")
+    trainer = make_trainer(
+        network,
+        device="cuda",
+        teacher=ema.ema_model,
+        epoch_length=6,
+        gradient_clip=1.0,
+        amp=True,
+        non_blocking=True,
+        train_handlers=[MeanTeacher(ema=ema)],
+    )
+    # The first iterations allocate and tune; the last one looks at what is still unchecked.
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), lambda: torch.cuda.set_sync_debug_mode("error"))
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: torch.cuda.set_sync_debug_mode("default"))
+    try:
+        trainer.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.iteration == 6
