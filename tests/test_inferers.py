@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.transforms import Compose, Invertd, Spacingd
 
 from dbisl.inferers import DualTaskInferer
 from dbisl.networks import DualTaskVNet, VNet
@@ -50,3 +56,97 @@ def test_bfloat16_on_the_cpu_is_close_and_answers_in_float32() -> None:
         exact, fast = make_inferer()(image, network), make_inferer(amp=True)(image, network)
     assert fast.dtype == torch.float32
     assert 0 < (exact - fast).abs().max() < 0.05
+
+
+def starts(size: tuple[int, ...], window: int, overlap: float) -> list[set[int]]:
+    """Where the windows start along each axis, read from an image of coordinates."""
+    axes = torch.meshgrid(*(torch.arange(voxels, dtype=torch.float32) for voxels in size), indexing="ij")
+    seen: list[set[int]] = [set() for _ in size]
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        for corner in windows[(..., *[0] * len(size))]:
+            for axis, start in enumerate(corner.tolist()):
+                seen[axis].add(int(start))
+        return windows
+
+    inferer = DualTaskInferer(roi_size=window, sw_batch_size=3, overlap=overlap)
+    inferer(torch.stack(axes)[None], network)
+    return seen
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("size", [(17, 24, 31), (16, 33, 50), (19, 40, 26)])
+def test_windows_are_even_and_overlap_at_least_as_asked(size: tuple[int, ...], overlap: float) -> None:
+    window = 16
+    for voxels, axis in zip(size, starts(size, window, overlap), strict=True):
+        places = sorted(axis)
+        assert (places[0], places[-1]) == (0, voxels - window)
+        steps = [after - before for before, after in pairwise(places)]
+        assert all(step <= window * (1 - overlap) or step == 1 for step in steps)
+        assert not steps or max(steps) - steps[-1] < len(steps)
+        assert len(set(steps[:-1])) <= 1
+
+
+def test_even_windows_are_no_more_than_monais() -> None:
+    size = (37, 41)
+    image = torch.zeros(1, 1, *size)
+    for overlap in (0.1, 0.3, 0.5, 0.8):
+        windows = {"even": 0, "monai": 0}
+
+        def network(patch: torch.Tensor, name: str) -> torch.Tensor:
+            windows[name] += len(patch)  # noqa: B023 - called before the next turn
+            return patch
+
+        DualTaskInferer(roi_size=16, overlap=overlap)(image, network, "even")
+        sliding_window_inference(image, 16, 1, network, overlap, name="monai")
+        assert windows["even"] == windows["monai"]
+
+
+def test_equals_monais_where_the_windows_coincide() -> None:
+    torch.manual_seed(0)
+    network = VNet(out_channels=2, features=4, levels=2).eval()
+    image = torch.randn(2, 1, 24, 32, 16)
+    with torch.no_grad():
+        expected = sliding_window_inference(image, (16,) * 3, 4, lambda x: network(x).softmax(1), 0.5, "gaussian")
+        torch.testing.assert_close(make_inferer()(image, network), expected)
+
+
+def test_equals_a_plain_loop() -> None:
+    """In 2D, two channels, a batch of two: 21 pixels take starts 0, 3 and 5; 27 take 0, 6 and 11."""
+    torch.manual_seed(0)
+    network = DualTaskVNet(spatial_dims=2, in_channels=2, out_channels=3, features=4, levels=3).eval()
+    image = torch.randn(2, 2, 21, 27)
+    total, weights = torch.zeros(2, 6, 21, 27), torch.zeros(21, 27)
+    bell = torch.exp(-((torch.arange(16) - 7.5) ** 2) / (2 * (0.125 * 16) ** 2))
+    weight = torch.outer(bell, bell).clamp_min(1e-3)
+    with torch.no_grad():
+        for row in (0, 3, 5):
+            for column in (0, 6, 11):
+                place = (..., slice(row, row + 16), slice(column, column + 16))
+                logits, sdm = network(image[place])
+                total[place] += weight * torch.cat([logits.softmax(1), sdm], dim=1)
+                weights[place] += weight
+        inferer = DualTaskInferer(roi_size=(16, 16), sw_batch_size=5, overlap=[0.75, 0.6], mode="gaussian")
+        torch.testing.assert_close(inferer(image, network), total / weights)
+
+
+def test_invertd_takes_the_answer_back_to_the_scans_grid() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(out_channels=2, features=4, levels=2).eval()
+    preprocessing = Compose([Spacingd(keys="image", pixdim=2.0)])
+    scan = preprocessing({"image": MetaTensor(torch.randn(1, 21, 34, 40))})
+    with torch.no_grad():
+        pred = make_inferer()(scan["image"][None], network)
+    invert = Invertd(keys="pred", orig_keys="image", transform=preprocessing)
+    assert invert({"image": scan["image"], "pred": pred[0]})["pred"].shape == (4, 21, 34, 40)
+
+
+def test_the_inferer_keeps_no_trace_of_an_image() -> None:
+    inferer = make_inferer()
+    inferer(torch.zeros(1, 1, 16, 21, 30), lambda windows: windows)
+    assert (inferer.overlap, inferer.roi_size) == (0.5, (16, 16, 16))
+
+
+def test_an_impossible_overlap_is_refused() -> None:
+    with pytest.raises(ValueError, match="overlap must be >= 0 and < 1"):
+        DualTaskInferer(roi_size=16, overlap=1.0)(torch.zeros(1, 1, 20, 20), lambda windows: windows)

@@ -18,11 +18,16 @@ TINY = {"epochs": 2, "iterations_per_epoch": 2, "network_def#features": 4, "val_
 
 @pytest.fixture(scope="session")
 def run_bundle(root: Path) -> Run:
-    """``run_bundle(run_id, [config files], key=value, ...)``: the command line, in the bundle's folder."""
+    """``run_bundle(run_id, [config files], key=value, ...)``: the command line, in the bundle's folder.
 
-    def run(run_id: str, files: list[str], **overrides: object) -> subprocess.CompletedProcess[str]:
+    ``processes`` of 2 or more are started by torchrun.
+    """
+
+    def run(run_id: str, files: list[str], processes: int = 1, **overrides: object) -> subprocess.CompletedProcess[str]:
         listed = "[" + ",".join(f"'{file}'" for file in files) + "]"
-        command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", listed]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(torchrun if processes > 1 else [])]
+        command += ["-m", "monai.bundle", "run", run_id, "--config_file", listed]
         for key, value in overrides.items():
             command += [f"--{key}", str(value)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

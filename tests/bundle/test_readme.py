@@ -19,6 +19,7 @@ from conftest import TINY  # type: ignore[import-not-found]
 
 DOCUMENTS = ("README.md", "bundle/docs/README.md")
 SHORT = {**TINY, "epochs": 1, "iterations_per_epoch": 1}
+PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
 SETTING = ("source ", "cd ", "export ")
 
 
@@ -59,13 +60,15 @@ def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, d
         if line.startswith(("make ", *SETTING)):
             continue
         command = shlex.split(line.replace("$DATA", str(demo_data)))
-        assert command[0] == "python", f"no test knows how to run: {line}"
+        assert command[0] in PROGRAMS, f"no test knows how to run: {line}"
         extra: dict[str, object] = {"network_def#features": 4}
         if "training" in command:
             extra |= SHORT | ({"epochs": 2} if "--resume" in command else {})
             if any("la" in Path(file).stem for file in re.findall(r"datasets/[\w.]+", line)):
                 # The tiny data set has three classes and four labels, the left atrium two and eight.
                 extra |= {"num_labeled": 2}
+        if command[0] == "torchrun":
+            extra |= {"device": "cpu"}  # fewer GPUs than processes would be an error
         if "datasets/la" in line:
             extra |= {"class_names": "['background','anterior','posterior']"}
         command += [text for key, value in extra.items() for text in (f"--{key}", str(value))]
@@ -73,7 +76,7 @@ def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, d
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            [sys.executable, *command[1:]],
+            [sys.executable, *PROGRAMS[command[0]], *command[1:]],
             cwd=folder,
             env=environment,
             capture_output=True,
