@@ -82,7 +82,7 @@ class Setting:
         )
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(network.parameters(), lr=1e-3)
+        return torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
 
     def autocast(self, enabled: bool | None = None) -> torch.autocast:
         enabled = self.amp if enabled is None else enabled

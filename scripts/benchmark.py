@@ -1,0 +1,418 @@
+"""Compare methods on your own scans: methods x label counts x seeds, each cell a real training and evaluation.
+
+    python scripts/benchmark.py --dataset_dir DATA --output_dir comparison \\
+        --methods "['supervised','dtc','dbisl']" --labels "[4,8,'all']" --seeds "[0,1,2]"
+
+trains every cell that is not there yet, each in a folder of its own, and writes ``results.csv`` (a row a cell, case,
+task and class), ``table.md`` and ``label_efficiency.png``. It can be stopped at any moment and started again: a
+finished cell is not run again, another one goes on from its last checkpoint. The methods are the files of
+``bundle/configs/methods``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from dbisl.cases import find_cases
+
+BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+ALL = "all"
+CHECKPOINTS = {"last": "model_final.pt", "best": "model.pt"}
+METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)"}
+RESAMPLES = 10_000
+Row = dict[str, str]
+
+
+class CellError(RuntimeError):
+    """A cell that cannot be run or failed, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method, trained with so many labels from one seed."""
+
+    method: str
+    labels: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.labels}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells have in common.
+
+    Attributes:
+        dataset_dir: absolute.
+        output_dir: absolute; a cell's folder is ``output_dir/cells/NAME``.
+        config_file: override files between ``train.json`` and the method's, absolute.
+        overrides: keys of the config and their values.
+        checkpoint: ``last`` or ``best``.
+        test_scans: override file that evaluates on the test scans, absolute, or None for the validation scans.
+    """
+
+    dataset_dir: Path
+    output_dir: Path
+    config_file: list[Path]
+    overrides: dict[str, Any]
+    checkpoint: str
+    test_scans: Path | None
+
+    def folder(self, cell: Cell) -> Path:
+        return self.output_dir / "cells" / cell.name
+
+    def evaluation(self, cell: Cell) -> Path:
+        return self.folder(cell) / f"{'test' if self.test_scans else 'validation'}-{self.checkpoint}"
+
+    def files(self, cell: Cell) -> list[Path]:
+        configs = BUNDLE / "configs"
+        return [configs / "train.json", *self.config_file, configs / "methods" / f"{cell.method}.yaml"]
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """What a training depends on: a finished cell with another identity answers another question."""
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in self.files(cell)}
+        return {"dataset_dir": str(self.dataset_dir), "configs": digests, "overrides": self.overrides}
+
+
+def benchmark(
+    dataset_dir: str,
+    output_dir: str,
+    methods: Sequence[str] = ("supervised", "dtc", "dbisl"),
+    labels: Sequence[int | str] = (4, 8, 16),
+    seeds: Sequence[int] = (0, 1, 2),
+    config_file: str | Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    checkpoint: str = "last",
+    baselines: Sequence[str] = ("supervised", "dtc"),
+    jobs: int | None = None,
+    report_only: bool = False,
+    evaluate_on_test_scans: str | None = None,
+) -> None:
+    """Run the cells that are missing, then write the table.
+
+    Args:
+        dataset_dir: labeled and validation scans, as training takes them.
+        output_dir: everything goes there.
+        methods: names of files in ``bundle/configs/methods``, without ``.yaml``.
+        labels: how many scans keep their label; ``"all"`` is all of them.
+        seeds: of the trainings; differences between methods are paired by seed and case.
+        config_file: override file or files after ``train.json``, such as ``bundle/configs/datasets/la.yaml``.
+        overrides: more keys of the config with their values, as ``"{'epochs': 6}"``; the same for every method.
+        checkpoint: ``last``, or ``best`` on the validation scans.
+        baselines: methods with which each of the others is compared.
+        jobs: trainings at a time; by default one a GPU or, without one, one a core.
+        report_only: whether to write the report of the cells that are finished and train nothing.
+        evaluate_on_test_scans: folder with ``images`` and ``labels`` on which to evaluate instead of the validation
+            scans. Only for the last look of all: whoever chooses anything by these figures has no test scans left.
+    """
+    if checkpoint not in CHECKPOINTS:
+        raise SystemExit(f"checkpoint is {checkpoint!r}: expected one of {list(CHECKPOINTS)}.")
+    known = sorted(path.stem for path in (BUNDLE / "configs" / "methods").glob("*.yaml"))
+    unknown = [method for method in methods if method not in known]
+    if unknown:
+        raise SystemExit(f"methods has {unknown}: expected some of {known}.")
+    output = Path(output_dir).resolve()
+    files = [config_file] if isinstance(config_file, str) else config_file
+    options = dict(overrides or {})
+    cases = find_cases(dataset_dir, options.get("datalist"))
+    test_scans = None
+    if evaluate_on_test_scans is not None:
+        used = [case["image"] for case in (*cases.labeled, *cases.unlabeled, *cases.validation)]
+        test_scans = _test_scans(Path(evaluate_on_test_scans), used, output)
+    plan = Plan(
+        Path(dataset_dir).resolve(), output, [Path(file).resolve() for file in files], options, checkpoint, test_scans
+    )
+    counts = [len(cases.labeled) if count == ALL else int(count) for count in labels]
+    cells = [Cell(method, count, seed) for count in counts for seed in seeds for method in methods]
+    failures = [] if report_only else _run_cells(plan, cells, jobs)
+    finished = [cell for cell in cells if (plan.evaluation(cell) / "cases.csv").is_file()]
+    if finished:
+        _report(plan, finished, baselines)
+    if failures:
+        raise SystemExit("\n".join(failures))
+
+
+# ---- running ----
+
+
+def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]:
+    """Run what is missing; one sentence a cell that failed."""
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs or gpus or cores
+    environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for job in range(jobs):
+        share = {"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+        environments.put({**os.environ, **share})
+    stopped = threading.Event()
+
+    def run(cell: Cell) -> Cell:
+        environment = environments.get()
+        try:
+            if not stopped.is_set():
+                _run_cell(plan, cell, environment)
+        finally:
+            environments.put(environment)
+        return cell
+
+    failures = []
+    started = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, cell): cell for cell in cells}
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                left = (time.monotonic() - started) / done * (len(cells) - done) / 60
+                error = future.exception()
+                if error is None:
+                    message = "finished"
+                elif isinstance(error, CellError):
+                    message = f"failed: {error}"
+                    failures.append(f"{futures[future].name} {message}")
+                else:
+                    raise error
+                print(f"[{done}/{len(cells)}, about {left:.0f} min left] {futures[future].name} {message}", flush=True)
+        except BaseException:
+            # Trainings that run get the terminal's Ctrl-C themselves; those that wait are not started.
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return failures
+
+
+def _run_cell(plan: Plan, cell: Cell, environment: Mapping[str, str]) -> None:
+    folder, evaluation = plan.folder(cell), plan.evaluation(cell)
+    record = folder / "cell.json"
+    identity = plan.identity(cell)
+    known: dict[str, Any] = {"identity": identity, "training_seconds": 0.0}
+    if record.is_file():
+        known = json.loads(record.read_text())
+    if known["identity"] != identity:
+        changed = ", ".join(key for key in identity if known["identity"].get(key) != identity[key])
+        raise CellError(f"{folder} was run with another {changed}: expected the same, or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(record, json.dumps(known, indent=4) + "\n")
+
+    options = {**plan.overrides, "dataset_dir": plan.dataset_dir, "ckpt_dir": folder}
+    files = plan.files(cell)
+    if not (folder / "model_final.pt").is_file():
+        training = {**options, "output_dir": folder, "num_labeled": cell.labels, "seed": cell.seed}
+        if (folder / "checkpoint.pt").is_file():
+            training["resume"] = True
+        started = time.monotonic()
+        try:
+            _run_bundle("training", files, training, folder / "training.log", environment)
+        finally:
+            known["training_seconds"] += time.monotonic() - started
+            _write(record, json.dumps(known, indent=4) + "\n")
+    if not (evaluation / "cases.csv").is_file():
+        files = [*files, BUNDLE / "configs" / "evaluate.json", *([plan.test_scans] if plan.test_scans else [])]
+        evaluating = {**options, "output_dir": evaluation, "ckpt_path": folder / CHECKPOINTS[plan.checkpoint]}
+        _run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment)
+
+
+def _run_bundle(
+    run_id: str, files: Sequence[Path], options: Mapping[str, Any], log: Path, environment: Mapping[str, str]
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        run_id,
+        "--config_file",
+        repr([str(file) for file in files]),
+    ]
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=BUNDLE, env=environment, stdout=file, stderr=file, check=False)
+    if done.returncode != 0:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise CellError(f"{run_id} ended with code {done.returncode}, see {log}: {lines[-1] if lines else 'no output'}")
+
+
+def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
+    """An override file that evaluates on all labeled scans of a folder, none of which training may have seen."""
+    cases = find_cases(folder)
+    chosen = [*cases.labeled, *cases.validation]
+    names = {Path(image).name for image in used}
+    seen = sorted(Path(case["image"]).name for case in chosen if Path(case["image"]).name in names)
+    if seen:
+        raise SystemExit(f"{folder}: {', '.join(seen)} are training or validation scans too: expected others.")
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "test_scans.json"
+    _write(path, json.dumps({"validate#dataset#data": chosen}, indent=4) + "\n")
+    return path
+
+
+# ---- reporting ----
+
+
+def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None:
+    rows = {cell: _read_cases(plan.evaluation(cell) / "cases.csv") for cell in cells}
+    columns = ["method", "labels", "seed", *next(iter(rows.values()))[0]]
+    with (temporary := plan.output_dir / ".results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for cell, of_cell in rows.items():
+            of_all = {"method": cell.method, "labels": cell.labels, "seed": cell.seed}
+            writer.writerows({**of_all, **row} for row in of_cell)
+    os.replace(temporary, plan.output_dir / "results.csv")
+    seconds = {cell: json.loads((plan.folder(cell) / "cell.json").read_text())["training_seconds"] for cell in cells}
+    fused = {cell: [row for row in of_cell if row["task"] == "fused"] for cell, of_cell in rows.items()}
+    table = _table(fused, seconds, baselines)
+    caption = _caption(plan, fused, baselines)
+    _write(plan.output_dir / "table.md", f"{caption}\n\n{table}\n")
+    _plot(fused, plan.output_dir / "label_efficiency.png", caption.split(";")[0])
+    print(f"\n{caption}\n\n{table}")
+
+
+def _read_cases(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def case_means(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Mean of a metric over the classes of each case, where it is defined; a case for which it never is has none."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row[metric]:
+            values.setdefault(row["case"], []).append(float(row[metric]))
+    return {case: statistics.fmean(of_case) for case, of_case in values.items()}
+
+
+def paired_difference(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+) -> tuple[float, float, float] | None:
+    """Mean difference of two methods and its 95% confidence interval, or None without a common seed and case.
+
+    A case's difference is the mean over the common seeds; cases are resampled with replacement (percentile bootstrap,
+    seeded).
+
+    Args:
+        ours, theirs: value by case, by seed.
+
+    Returns:
+        Mean, lower and upper end.
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    cases = [case for case in next(iter(ours.values())) if all(case in of[s] for of in (ours, theirs) for s in seeds)]
+    if not seeds or not cases:
+        return None
+    differences = np.array([[ours[seed][case] - theirs[seed][case] for seed in seeds] for case in cases]).mean(axis=1)
+    chosen = np.random.default_rng(0).integers(0, len(cases), size=(RESAMPLES, len(cases)))
+    low, high = np.percentile(differences[chosen].mean(axis=1), [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def _groups(cells: Mapping[Cell, Any]) -> dict[tuple[int, str], list[Cell]]:
+    groups: dict[tuple[int, str], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.labels):
+        groups.setdefault((cell.labels, cell.method), []).append(cell)
+    return groups
+
+
+def _table(fused: Mapping[Cell, list[Row]], seconds: Mapping[Cell, float], baselines: Sequence[str]) -> str:
+    groups = _groups(fused)
+    baselines = [name for name in baselines if any(method == name for _, method in groups)]
+    titles = ["labels", "method", "seeds", *METRICS.values(), "missed"]
+    titles += [f"Dice less {name}'s [95% CI]" for name in baselines] + ["training (min)"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    for (labels, method), cells in groups.items():
+        cols = [str(labels), method, str(len(cells))]
+        for metric in METRICS:
+            scale = 100 if metric == "dice" else 1
+            means = [case_means(fused[cell], metric) for cell in cells]
+            cols.append(_mean_and_deviation([scale * statistics.fmean(of.values()) for of in means if of]))
+        cols.append(str(sum(row["outcome"] == "missed" for cell in cells for row in fused[cell])))
+        for baseline in baselines:
+            cols.append(_difference(fused, cells, groups.get((labels, baseline), []), method == baseline))
+        cols.append(f"{statistics.median(seconds[cell] for cell in cells) / 60:.1f}")
+        lines.append("| " + " | ".join(cols) + " |")
+    return "\n".join(lines)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "undefined"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
+
+
+def _difference(fused: Mapping[Cell, list[Row]], ours: Sequence[Cell], theirs: Sequence[Cell], same: bool) -> str:
+    by_seed = [{cell.seed: case_means(fused[cell], "dice") for cell in cells} for cells in (ours, theirs)]
+    difference = None if same else paired_difference(*by_seed)
+    if difference is None:
+        return "-"
+    mean, low, high = (100 * value for value in difference)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _caption(plan: Plan, fused: Mapping[Cell, list[Row]], baselines: Sequence[str]) -> str:
+    scans = len({row["case"] for rows in fused.values() for row in rows})
+    kind = "TEST" if plan.test_scans else "validation"
+    changed = ", ".join(f"{name} = {value}" for name, value in plan.overrides.items()) or "none"
+    chosen = {"last": "the last checkpoint", "best": "the checkpoint that is best on the validation scans"}
+    return (
+        f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training. Mean ± standard "
+        "deviation over the seeds of the mean over cases; a class that was missed has Dice 0 and no distance. "
+        "Differences are paired by seed and case, in points of Dice; their interval is a percentile bootstrap over the "
+        f"cases ({RESAMPLES} resamples). Config: {', '.join(path.name for path in plan.config_file) or 'train.json'}; "
+        f"overrides: {changed}. Training time: median of the seeds, {platform.machine()}, torch {torch.__version__}."
+    )
+
+
+def _plot(fused: Mapping[Cell, list[Row]], path: Path, title: str) -> None:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    groups = _groups(fused)
+    for method in dict.fromkeys(method for _, method in groups):
+        counts = [labels for labels, name in groups if name == method]
+        dice = [
+            [100 * statistics.fmean(case_means(fused[cell], "dice").values()) for cell in groups[labels, method]]
+            for labels in counts
+        ]
+        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in dice]
+        axes.errorbar(
+            counts, [statistics.fmean(values) for values in dice], spread, marker="o", capsize=3, label=method
+        )
+    axes.set_xscale("log", base=2)
+    ticks = sorted({labels for labels, _ in groups})
+    axes.set_xticks(ticks, [str(labels) for labels in ticks])
+    axes.set(xlabel="labeled scans", ylabel="Dice (%)", title=title)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    fire.Fire(benchmark)

@@ -1,0 +1,178 @@
+"""Measure sliding-window inference on one scan: time, memory, and how well the ways to do it agree.
+
+    python scripts/benchmark_inference.py --image SCAN.nii.gz --label LABEL.nii.gz --weights bundle/models/model.pt \\
+        --config_file "['bundle/configs/inference.json','bundle/configs/datasets/la.yaml']"
+
+prints a Markdown table: the loop of the semi-supervised literature (one window at a time, a stride of 18 x 18 x 4, all
+windows weigh the same) in float32 and in bfloat16, MONAI's ``SlidingWindowInferer`` with Gaussian weights, and the
+config's own inferer at several overlaps, side by side in one run on one network. The times are medians and leave out
+reading and resampling the scan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import SlidingWindowInferer
+from monai.metrics import compute_dice
+from monai.networks import one_hot
+
+from dbisl.transforms import FuseTasksd
+
+Network = Callable[[torch.Tensor], Any]
+Way = Callable[[torch.Tensor, Network], torch.Tensor]
+LITERATURE = "literature, float32"
+OVERLAPS = (0.25, 0.5, 0.75)
+
+
+def benchmark(
+    image: str,
+    label: str,
+    weights: str,
+    config_file: str | Sequence[str] = "bundle/configs/inference.json",
+    stride: Sequence[int] = (18, 18, 4),
+    repeats: int = 3,
+) -> None:
+    """Print the table.
+
+    Args:
+        image: the scan, NIfTI.
+        label: its label, NIfTI.
+        weights: a checkpoint that training wrote.
+        config_file: inference config, or a list of it and what changes it.
+        stride: voxels between the windows of the literature's loop.
+        repeats: timed repetitions of each way.
+    """
+    rows = measure(image, label, weights, config_file, stride, repeats)
+    print(f"{rows[0]['size']} voxels, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| inference | windows | time (s) | speed-up | peak memory (MiB) | Dice, literature | Dice, label |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(
+            f"| {row['name']} | {row['windows']} | {row['seconds']:.2f} | {rows[0]['seconds'] / row['seconds']:.1f} "
+            f"| {row['peak_mib']:.0f} | {row['dice_literature']:.4f} | {row['dice_label']:.4f} |"
+        )
+
+
+def measure(
+    image: str,
+    label: str,
+    weights: str,
+    config_file: str | Sequence[str] = "bundle/configs/inference.json",
+    stride: Sequence[int] = (18, 18, 4),
+    repeats: int = 3,
+) -> list[dict[str, Any]]:
+    """One row a way, the literature's in float32 first; the arguments are those of :func:`benchmark`.
+
+    ``seconds`` is the median, ``windows`` what passed through the network, ``peak_mib`` the most memory that
+    was in use (of the GPU, else the whole process, on Linux), and ``dice_literature`` and ``dice_label`` are
+    means over the classes but the background.
+    """
+    config = ConfigParser()
+    config.read_config(config_file)
+    config.update({"load_keys": ["image", "label"], "grid_keys": ["image", "label"], "bundle_root": "."})
+    scan = config.get_parsed_content("preprocessing")({"image": image, "label": label})
+    device = torch.device(config.get_parsed_content("device"))
+    network = config.get_parsed_content("network").eval()
+    checkpoint = torch.load(weights, map_location=device, weights_only=True)
+    network.load_state_dict(checkpoint.get("model", checkpoint))
+    classes = config.get_parsed_content("out_channels")
+    fuse = FuseTasksd("answer", classes, config["sdm_slope"])
+
+    inputs = scan["image"].as_tensor()[None].to(device)
+    ways = _ways(config, stride)
+    counts: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = dict.fromkeys(ways, 0)
+    answers: dict[str, torch.Tensor] = {}
+    # All the ways in turn, again and again: what else the machine does touches each alike.
+    for name in itertools.chain.from_iterable(itertools.repeat(ways, repeats)):
+        counts[name] = 0
+
+        def count(windows: torch.Tensor, name: str = name) -> Any:
+            counts[name] += len(windows)
+            return network(windows)
+
+        _start_peak(device)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            answer = ways[name](inputs, count)
+            answers[name] = fuse({"answer": answer[0]})["answer"].argmax(dim=0).cpu()  # waits for the GPU too
+        seconds[name].append(time.perf_counter() - started)
+        peaks[name] = max(peaks[name], _peak(device))
+
+    truth = scan["label"].as_tensor()[0].round().long()
+    return [
+        {
+            "name": name,
+            "size": " x ".join(str(voxels) for voxels in inputs.shape[2:]),
+            "windows": counts[name],
+            "seconds": statistics.median(seconds[name]),
+            "peak_mib": peaks[name] / 2**20,
+            "dice_literature": _dice(answers[name], answers[LITERATURE], classes),
+            "dice_label": _dice(answers[name], truth, classes),
+        }
+        for name in ways
+    ]
+
+
+def _ways(config: ConfigParser, stride: Sequence[int]) -> dict[str, Way]:
+    size = tuple(config["patch_size"])
+    # MONAI cuts int(window * (1 - overlap)) down to whole voxels: half a voxel more gives the stride itself.
+    literature = [1 - (step + 0.5) / window for step, window in zip(stride, size, strict=True)]
+    ways = {
+        LITERATURE: _monai(size, literature, "constant", amp=False),
+        "literature, bfloat16": _monai(size, literature, "constant", amp=True),
+        "MONAI, bfloat16, overlap 0.5": _monai(size, 0.5, "gaussian", amp=True),
+    }
+    for overlap in OVERLAPS:
+        config.update({"overlap": overlap, "amp": True})
+        ways[f"DBiSL, bfloat16, overlap {overlap}"] = config.get_parsed_content("inferer")
+    return ways
+
+
+def _monai(size: tuple[int, ...], overlap: Sequence[float] | float, mode: str, *, amp: bool) -> Way:
+    """One window at a time, on MONAI's own grid."""
+
+    def infer(inputs: torch.Tensor, network: Network) -> torch.Tensor:
+        def both_tasks(window: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(window.device.type, dtype=torch.bfloat16, enabled=amp):
+                logits, sdm = network(window)
+            return torch.cat([torch.softmax(logits.float(), dim=1), sdm.float()], dim=1)
+
+        sliding = SlidingWindowInferer(size, 1, overlap=overlap, mode=mode)
+        return sliding(inputs, both_tasks)  # type: ignore[return-value]
+
+    return infer
+
+
+def _dice(answer: torch.Tensor, reference: torch.Tensor, classes: int) -> float:
+    answer, reference = (one_hot(labels[None, None], classes) for labels in (answer, reference))
+    return float(compute_dice(answer, reference, include_background=False).nanmean())
+
+
+def _start_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory starts anew
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    fire.Fire(benchmark)

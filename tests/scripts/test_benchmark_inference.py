@@ -1,0 +1,42 @@
+"""The table of sliding windows: the literature's loop, MONAI's and ours on one scan and one network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dbisl.networks import DualTaskVNet
+from scripts.benchmark_inference import LITERATURE, benchmark, measure
+from scripts.make_demo_data import make_demo_data
+
+
+@pytest.fixture
+def arguments(root: Path, tmp_path: Path) -> dict[str, str | list[str]]:
+    make_demo_data(str(tmp_path / "data"), num_labeled=1, num_unlabeled=1, num_validation=1)
+    torch.manual_seed(0)
+    torch.save(DualTaskVNet(out_channels=3, features=4, levels=4).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "small.yaml").write_text("network_def#features: 4\npatch_size: [16, 16, 16]\ndevice: cpu\n")
+    image = next((tmp_path / "data" / "labels").glob("*.nii.gz"))
+    return {
+        "image": str(tmp_path / "data" / "images" / image.name),
+        "label": str(image),
+        "weights": str(tmp_path / "model.pt"),
+        "config_file": [str(root / "bundle" / "configs" / "inference.json"), str(tmp_path / "small.yaml")],
+    }
+
+
+def test_ways_agree_on_the_network_and_differ_in_windows(arguments: dict[str, str]) -> None:
+    rows = {row["name"]: row for row in measure(**arguments, stride=(3, 3, 3), repeats=1)}
+    assert rows[LITERATURE]["dice_literature"] == 1
+    assert rows["literature, bfloat16"]["windows"] == rows[LITERATURE]["windows"]
+    ours = [rows[f"DBiSL, bfloat16, overlap {overlap}"] for overlap in (0.25, 0.5, 0.75)]
+    assert ours[0]["windows"] < ours[1]["windows"] < ours[2]["windows"] < rows[LITERATURE]["windows"]
+    assert all(row["peak_mib"] > 0 and row["seconds"] > 0 for row in rows.values())
+
+
+def test_printed_table(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark(**arguments, stride=(8, 8, 8), repeats=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 6 and lines[0].startswith("| inference | windows | time (s) |")
