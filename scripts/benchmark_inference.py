@@ -25,6 +25,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
 from monai.networks import one_hot
 
+from dbisl.host_memory import keep_freed_memory
 from dbisl.transforms import FuseTasksd
 
 Network = Callable[[torch.Tensor], Any]
@@ -51,6 +52,7 @@ def benchmark(
         stride: voxels between the windows of the literature's loop.
         repeats: timed repetitions of each way.
     """
+    keep_freed_memory()  # as the bundle does
     rows = measure(image, label, weights, config_file, stride, repeats)
     print(f"{rows[0]['size']} voxels, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| inference | windows | time (s) | speed-up | peak memory (MiB) | Dice, literature | Dice, label |")

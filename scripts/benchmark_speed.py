@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dbisl.handlers import MeanTeacher
+from dbisl.host_memory import keep_freed_memory
 from dbisl.losses import DBiSLLoss
 from dbisl.networks import DualTaskVNet, VNet
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
@@ -422,6 +423,7 @@ def benchmark(
         num_labeled: labeled scans of the section ``loader``.
         iterations: timed iterations of the section ``loader``, after as many that warm up.
     """
+    keep_freed_memory()  # as the bundle does
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting(device, amp, patch_size, batch_size, repeats)
     files = [config_file] if isinstance(config_file, str) else list(config_file)
