@@ -1,0 +1,120 @@
+"""The comparison of methods: real cells, started, stopped and started again; its statistics against scipy's."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from scripts.benchmark import benchmark, case_means, paired_difference
+from scripts.make_demo_data import make_demo_data
+
+TINY = {"network_def#features": 4, "epochs": 2, "iterations_per_epoch": 1, "val_interval": 2}
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(str(folder), num_labeled=3, num_unlabeled=2, num_validation=2)
+    return folder
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def call(**options: Any) -> None:
+        common = {"methods": ["supervised", "dbisl"], "labels": [2], "seeds": [0], "overrides": TINY, "jobs": 2}
+        benchmark(str(data), str(tmp_path / "out"), **{**common, **options})
+
+    return call
+
+
+def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    out = tmp_path / "out"
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["method"], row["labels"], row["seed"]) for row in rows} == {
+        ("supervised", "2", "0"),
+        ("dbisl", "2", "0"),
+    }
+    assert {row["case"] for row in rows} == {"val_00", "val_01"}
+    table = (out / "table.md").read_text()
+    assert "2 validation scans; the last checkpoint" in table and "TEST" not in table
+    assert "| 2 | supervised | 1 |" in table and "| 2 | dbisl | 1 |" in table
+    assert (out / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
+
+    # As if one cell had been killed after its last epoch; the other must be left alone.
+    finished, killed = out / "cells" / "supervised-2-0", out / "cells" / "dbisl-2-0"
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")}
+    (killed / "model_final.pt").unlink()
+    shutil.rmtree(killed / "validation-last")
+    run()
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
+    assert "resumed" in (killed / "training.log").read_text()
+    assert (killed / "model_final.pt").is_file() and (killed / "validation-last" / "cases.csv").is_file()
+
+    # Another question must not get the old answer, and nothing of the old one is touched.
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="run with another overrides: expected the same, or an empty folder"):
+        run(overrides={**TINY, "learning_rate": 0.1})
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
+
+
+def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(methods=["supervised"], overrides={"learning_rat": 0.1})
+    message = str(caught.value)
+    assert message.startswith("supervised-2-0 failed: training ended with code 1") and "learning_rat" in message
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["magic"]}, r"methods has \['magic'\]: expected some of"),
+        ({"checkpoint": "first"}, "checkpoint is 'first': expected one of"),
+    ],
+)
+def test_unknown_choices(run: Run, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(**options)
+
+
+def test_test_scans_must_be_others(run: Run, data: Path) -> None:
+    with pytest.raises(SystemExit, match="are training or validation scans too: expected others"):
+        run(evaluate_on_test_scans=str(data))
+
+
+def test_interval_is_that_of_a_bootstrap_over_cases() -> None:
+    random = np.random.default_rng(0)
+    names = [f"case {index}" for index in range(40)]
+    theirs = {seed: dict(zip(names, random.normal(0.8, 0.05, 40), strict=True)) for seed in (0, 1)}
+    gains = random.normal(0.02, 0.03, (2, 40))
+    ours = {seed: {n: v + g for (n, v), g in zip(theirs[seed].items(), gains[seed], strict=True)} for seed in (0, 1)}
+    ours[2] = theirs[0]  # a seed that only one of them has does not count
+    difference = paired_difference(ours, theirs)
+    assert difference is not None
+    expected = bootstrap((gains.mean(axis=0),), np.mean, method="percentile", n_resamples=20_000, rng=random)
+    np.testing.assert_allclose(difference[0], gains.mean(), rtol=1e-9)
+    np.testing.assert_allclose(difference[1:], expected.confidence_interval, atol=5e-4)
+    assert paired_difference({0: {"a": 1.0}}, {1: {"a": 1.0}}) is None
+
+
+def test_mean_over_the_classes_of_a_case_leaves_out_what_is_undefined() -> None:
+    rows = [
+        {"case": "a", "hd95_mm": "1.0"},
+        {"case": "a", "hd95_mm": "3.0"},
+        {"case": "b", "hd95_mm": ""},
+        {"case": "b", "hd95_mm": "5.0"},
+        {"case": "c", "hd95_mm": ""},
+    ]
+    assert case_means(rows, "hd95_mm") == {"a": 2.0, "b": 5.0}
