@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
@@ -20,7 +20,8 @@ from monai.transforms import AsDiscrete
 from torch.nn import functional
 
 from dbisl.cases import InputError
-from dbisl.handlers import Checkpoints, MeanTeacher, RampUp
+from dbisl.copy_paste import CopyPaste
+from dbisl.handlers import Checkpoints, CollapseGuard, MeanTeacher, RampUp
 from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss
 from dbisl.networks import DualTaskVNet
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM, signed_distance_map
@@ -185,6 +186,56 @@ def test_teacher_is_asked_about_the_weak_view_only_when_it_counts() -> None:
     loss.ramp = 1.0
     make_trainer(make_network(), teacher=Teacher(features=4, levels=2), loss_function=loss, epoch_length=1).run()
     torch.testing.assert_close(seen[0], next(iter(Streams()))["unlabeled"]["weak_image"].as_tensor())
+
+
+def test_labels_are_pasted_into_what_the_network_sees_and_not_into_what_the_teacher_sees() -> None:
+    student, teacher = make_network(), make_network()
+    seen: dict[str, torch.Tensor] = {}
+    student.register_forward_pre_hook(lambda _, inputs: seen.update(student=inputs[0]))
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.update(teacher=inputs[0]))
+    make_trainer(student, teacher=teacher, copy_paste=CopyPaste(1.0, low=1.0, high=1.0), epoch_length=1).run()
+    batch = next(iter(Streams()))
+    assert torch.equal(seen["teacher"], batch["unlabeled"]["weak_image"].as_tensor())
+    assert torch.equal(seen["student"], torch.cat([batch["labeled"]["image"].as_tensor()] * 2))
+
+
+def test_copy_paste_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a teacher, or a copy_paste of 0"):
+        make_trainer(make_network(), copy_paste=CopyPaste(0.5))
+
+
+def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    loss = make_loss()
+    guard = CollapseGuard(loss=loss, min_ratio=0.2)
+    # Fraction of foreground on the unlabeled scans by epoch, with 0.1 in the labels: fine, collapsed twice, recovered.
+    fractions = [0.05, 0.01, 0.019, 0.021, 0.05]
+    ramps: list[float] = []
+
+    def iteration(engine: Engine, batch: Any) -> dict[str, Any]:
+        ramps.append(loss.ramp)
+        values = {"foreground_labeled": 0.1, "foreground_unlabeled": fractions[engine.state.epoch - 1]}
+        return {"terms": {name: torch.tensor(value) for name, value in values.items()}}
+
+    engine = Engine(iteration)
+    RampUp(loss=loss, warm_up=0, length=0).attach(engine)
+    guard.attach(engine)
+    engine.run([0, 1], max_epochs=5)
+    assert ramps == [1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
+    warnings = [record.message for record in caplog.records if "labeled terms alone" in record.message]
+    assert len(warnings) == 2 and warnings[0].startswith("epoch 2: the unlabeled scans show 10.0% of the foreground")
+
+
+def test_guard_waits_for_the_end_of_the_warm_up() -> None:
+    loss = make_loss()
+    guard = CollapseGuard(loss=loss)
+    terms = {"foreground_labeled": torch.tensor(0.1), "foreground_unlabeled": torch.tensor(0.0)}
+    engine = Engine(lambda engine, batch: {"terms": terms})
+    RampUp(loss=loss, warm_up=4, length=0).attach(engine)
+    guard.attach(engine)
+    engine.run([0, 1], max_epochs=2)
+    assert not guard.holding
+    with pytest.raises(ValueError, match="min_ratio must be at least 0 and below 1"):
+        CollapseGuard(loss=loss, min_ratio=1.0)
 
 
 def test_ramp_up_waits_then_rises_to_one() -> None:

@@ -1,4 +1,4 @@
-"""Ignite handlers of the workflow: ramp-up, teacher, checkpoints, previews."""
+"""Ignite handlers of the workflow: ramp-up, guard against collapse, teacher, checkpoints, previews."""
 
 from __future__ import annotations
 
@@ -51,8 +51,63 @@ class RampUp:
 
     def __call__(self, engine: Engine) -> None:
         since = engine.state.iteration - 1 - self.warm_up
-        progress = 1.0 if since >= self.length else since / self.length
-        self.loss.ramp = 0.0 if since < 0 else math.exp(-5 * (1 - progress) ** 2)
+        if since < 0:
+            self.loss.ramp = 0.0
+        else:
+            progress = 1.0 if since >= self.length else since / self.length
+            self.loss.ramp = math.exp(-5 * (1 - progress) ** 2)
+
+
+class CollapseGuard:
+    """Holds the terms that need no label at 0 while hardly any foreground is found on the unlabeled scans.
+
+    An answer of background everywhere satisfies every such term, and once the teacher gives it nothing but the labeled
+    terms leads back. After each epoch in which those terms counted, the mean fraction of foreground on the unlabeled
+    scans is compared with that in the labels; below ``min_ratio`` of it, the next epoch is one of labeled terms alone,
+    and so on until it has recovered. Each time is logged as a warning.
+
+    Args:
+        loss: whose ``ramp`` is held. Attach this after the handler that moves it.
+        min_ratio: below which it is a collapse. 0 never holds anything: for unlabeled scans of which most show none of
+            the structures.
+    """
+
+    def __init__(self, *, loss: DBiSLLoss, min_ratio: float = 0.2) -> None:
+        if not 0 <= min_ratio < 1:
+            raise ValueError(f"min_ratio must be at least 0 and below 1, got {min_ratio}.")
+        self.loss = loss
+        self.min_ratio = min_ratio
+        self.holding = False
+        self._sums: torch.Tensor | float = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self.hold)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.decide)
+
+    def hold(self, engine: Engine) -> None:
+        if self.holding:
+            self.loss.ramp = 0.0
+
+    def add(self, engine: Any) -> None:
+        terms = engine.state.output["terms"]
+        if "foreground_unlabeled" in terms and (self.loss.ramp > 0 or self.holding):
+            self._sums = self._sums + torch.stack([terms["foreground_labeled"], terms["foreground_unlabeled"]])
+
+    def decide(self, engine: Any) -> None:
+        sums, self._sums = self._sums, 0.0
+        if isinstance(sums, float):
+            return
+        labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
+        self.holding = unlabeled < self.min_ratio * labeled
+        if self.holding:
+            logger.warning(
+                "epoch %d: the unlabeled scans show %.1f%% of the foreground that the labels show (less than %.0f%%): "
+                "the next epoch has labeled terms alone.",
+                engine.state.epoch,
+                100 * unlabeled / labeled,
+                100 * self.min_ratio,
+            )
 
 
 class MeanTeacher:

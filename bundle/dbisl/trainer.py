@@ -15,6 +15,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from dbisl.copy_paste import CopyPaste
 from dbisl.losses import DBiSLLoss
 
 
@@ -29,14 +30,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     (:class:`dbisl.data.TwoStreamLoader`), each with a ``case``, the names that a message needs; ``"unlabeled"`` may be
     missing. ``engine.state.output`` holds the ``image`` and ``label`` of the labeled part, ``pred``, its logits, the
     ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part, and the fraction
-    of foreground in the labels and in what is predicted on the unlabeled scans (a collapse to background shows there
-    first). They are not decollated.
+    of foreground in the labels and in what is predicted on the unlabeled scans, by the teacher while it is asked (a
+    collapse to background shows there first). They are not decollated.
 
     The host never waits for a GPU: whether an iteration was finite is read while the next one is computed.
 
     Args:
         teacher: network whose answers on the unaugmented view (``weak_image``) of the unlabeled scans are the
             pseudo-labels; None: the network's own.
+        copy_paste: mixes labeled patches into the unlabeled ones when the teacher is asked about these; None: never.
         gradient_clip: largest norm of the gradient; None: no limit.
         amp: whether the networks run under autocast, on the CPU too (``amp_kwargs``: its dtype; bfloat16 if not given).
         kwargs: the other arguments of MONAI's ``SupervisedTrainer``; ``loss_function`` is a
@@ -49,6 +51,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self,
         *,
         teacher: nn.Module | None = None,
+        copy_paste: CopyPaste | None = None,
         gradient_clip: float | None = None,
         amp: bool = False,
         amp_kwargs: dict[str, Any] | None = None,
@@ -56,9 +59,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     ) -> None:
         if kwargs.get("accumulation_steps", 1) != 1:
             raise ValueError("accumulation_steps is not supported: choose the batch sizes of the two streams instead.")
+        if copy_paste is not None and copy_paste.prob > 0 and teacher is None:
+            raise ValueError("copy-paste changes the answers of a teacher: expected a teacher, or a copy_paste of 0.")
         amp_kwargs = {"dtype": torch.bfloat16, **(amp_kwargs or {})}
         super().__init__(amp=amp, amp_kwargs=amp_kwargs, decollate=False, **kwargs)
         self.teacher = teacher
+        self.copy_paste = copy_paste
         self.gradient_clip = gradient_clip
         self._unchecked: deque[tuple[int, Any, list[str], torch.Tensor, dict[str, list[str]]]] = deque()
 
@@ -75,6 +81,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         images, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
         if unlabeled is not None:
             images = torch.cat([images, *self._to_device(unlabeled[Keys.IMAGE])])
+        taught = mixed = self._teach(unlabeled)
+        if taught is not None and self.copy_paste is not None:
+            images, mixed = self.copy_paste(images, label, sdm, taught)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         output: dict[str, Any] = {Keys.IMAGE: images[: len(label)], Keys.LABEL: label}
@@ -84,9 +93,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         output[Keys.PRED] = prediction[0][: len(label)].detach()
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
-        loss, terms = self.loss_function(prediction, label, sdm, self._teach(unlabeled))
+        loss, terms = self.loss_function(prediction, label, sdm, mixed)
         output[Keys.LOSS] = loss.detach()
-        output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label)}
+        output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label, taught)}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.scaler.scale(loss).backward()
@@ -124,13 +133,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         (images,) = self._to_device(unlabeled["weak_image"])
         return self._answer(images, self.teacher)
 
-    def _monitor(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor | float]:
+    def _monitor(
+        self, logits: torch.Tensor, label: torch.Tensor, taught: tuple[torch.Tensor, torch.Tensor | None] | None
+    ) -> dict[str, torch.Tensor | float]:
         logits = logits.to(torch.float32, memory_format=torch.contiguous_format)  # reductions over classes want it
         values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
         values["dice"] = _hard_dice(logits[: len(label)], label)
         values["foreground_labeled"] = (label > 0).float().mean()
         if len(logits) > len(label):
-            unlabeled = logits[len(label) :]
+            unlabeled = logits[len(label) :] if taught is None else taught[0].float()
             values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()
         return values
 
