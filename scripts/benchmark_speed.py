@@ -31,6 +31,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from dbisl.copy_paste import CopyPaste
 from dbisl.handlers import MeanTeacher
 from dbisl.host_memory import keep_freed_memory
 from dbisl.losses import DBiSLLoss
@@ -63,6 +64,7 @@ class Setting:
         self.loss_options = {"pseudo_label": config["pseudo_label"], "gamma": config["uncertainty_gamma"]}
         self.slope, self.sharpness = config["sdm_slope"], config["bridge_sharpness"]
         self.gradient_clip, self.teacher_decay = config["gradient_clip"], config["teacher_decay"]
+        self.copy_paste = config["copy_paste"]
         torch.manual_seed(0)
         shape = (batch_size, 1, *patch_size)
         self.image = torch.randn(shape, device=self.device)
@@ -200,6 +202,7 @@ def dbisl_steps(setting: Setting, network: nn.Module, teacher: bool, compiled: b
             train_data_loader=Streams(setting),
             network=network,
             teacher=None if ema is None else ema.ema_model,
+            copy_paste=None if ema is None else CopyPaste(setting.copy_paste),
             optimizer=setting.optimizer(network),
             loss_function=setting.loss(setting.loss_weights),
             gradient_clip=setting.gradient_clip,
