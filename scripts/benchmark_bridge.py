@@ -118,7 +118,7 @@ class LogParabola(Candidate):
 
 CANDIDATES: dict[str, Callable[[float], Bridge]] = {
     "gaussian (default)": lambda s: SegmentationToSDM(BAND, sharpness=s),
-    "gaussian, h=1": lambda s: SegmentationToSDM(BAND, h=1.0, sharpness=s),
+    "gaussian, h=0.5": lambda s: SegmentationToSDM(BAND, h=0.5, sharpness=s),
     "exponential, dense, h=0.35 (paper)": lambda s: SegmentationToSDM(BAND, kernel="exponential", sharpness=s),
     "exponential as 12 Gaussians": lambda s: _sharp(Mixture(0.35, 12), s),
     "exponential by FFT": lambda s: _sharp(Fourier(0.35), s),

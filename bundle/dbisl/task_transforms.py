@@ -128,7 +128,7 @@ class SegmentationToSDM(nn.Module):
 
     ``kernel="exponential"`` is the paper's: ``K(r) = exp(-r / h)`` and ``D[P] = -h * log(K * P)``, a dense convolution.
     ``kernel="gaussian"`` is ours: ``K(r) = exp(-r^2 / h)`` is separable, the logarithm is a squared distance. It is
-    several times closer to the exact distance on hard masks and its cost is small beside a network's.
+    twice as close to the exact distance on hard masks and its cost is small beside a network's.
 
     Borders are replicated. Along an axis that is coarser than the finest, offsets are counted from the voxel's face,
     so that the zero of the map stays on the faces for anisotropic spacing too; isotropic spacing is not affected.
@@ -139,7 +139,7 @@ class SegmentationToSDM(nn.Module):
         kernel: ``"gaussian"`` or ``"exponential"``.
         h: width of the kernel, in voxels of the finest axis (exponential) or in their square (gaussian). Smaller is
             closer to the exact distance on hard masks and less smooth. ``None``: 0.35 (exponential), or the smallest
-            from 0.5 on with which the band stays within float32 (gaussian).
+            from 1 on with which the band stays within float32 (gaussian).
         sharpness: power to which the probabilities are raised (and normalised again) first. Hard masks and ties stay
             what they are, but the faint probabilities of soft masks, which cut every distance short, fade: at 1 a map
             reaches the edge of its band only where the network is certain to one in a million and more.
@@ -176,7 +176,7 @@ class SegmentationToSDM(nn.Module):
         self.steps = tuple(step / self.voxel for step in steps)
         reach = band / self.voxel + 0.5
         if h is None:
-            h = 0.35 if kernel == "exponential" else max(0.5, reach**2 / 60)
+            h = 0.35 if kernel == "exponential" else max(1.0, reach**2 / 60)
         exponent = reach / h if kernel == "exponential" else reach**2 / h if h > 0 else math.inf
         if h <= 0 or exponent > -math.log(FLOOR):
             raise ValueError(f"h={h} is too small for a band of {band} at a spacing of {spacing}: the kernel vanishes.")

@@ -20,8 +20,8 @@ def test_table_of_bridges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     benchmark(labels=str(tmp_path), output=str(output), cases=1, repeats=1, patch_size=(16, 16, 16))
     bridges = json.loads(output.read_text())["bridges"]
     assert list(bridges) == list(CANDIDATES)
-    default = bridges["gaussian (default)"]
-    assert default["near"] < 0.15 and default["far"] < 0.05
+    default, dense = bridges["gaussian (default)"], bridges["exponential, dense, h=0.35 (paper)"]
+    assert default["near"] < dense["near"] and default["far"] < dense["far"] / 2
     assert default["blurred, sharpness 4"] < default["blurred, sharpness 1"]
     assert all(row["time (ms)"] > 0 and row["kept (MB)"] > 0 for row in bridges.values())
     printed = capsys.readouterr().out
