@@ -26,7 +26,6 @@ from monai.metrics import compute_dice
 from monai.networks import one_hot
 
 from dbisl.host_memory import keep_freed_memory
-from dbisl.transforms import FuseTasksd
 
 Network = Callable[[torch.Tensor], Any]
 Way = Callable[[torch.Tensor, Network], torch.Tensor]
@@ -87,7 +86,6 @@ def measure(
     checkpoint = torch.load(weights, map_location=device, weights_only=True)
     network.load_state_dict(checkpoint.get("model", checkpoint))
     classes = config.get_parsed_content("out_channels")
-    fuse = FuseTasksd("answer", classes, config["sdm_slope"])
 
     inputs = scan["image"].as_tensor()[None].to(device)
     ways = _ways(config, stride)
@@ -107,7 +105,7 @@ def measure(
         started = time.perf_counter()
         with torch.inference_mode():
             answer = ways[name](inputs, count)
-            answers[name] = fuse({"answer": answer[0]})["answer"].argmax(dim=0).cpu()  # waits for the GPU too
+            answers[name] = answer[0].argmax(dim=0).cpu()  # waits for the GPU too
         seconds[name].append(time.perf_counter() - started)
         peaks[name] = max(peaks[name], _peak(device))
 
@@ -145,13 +143,12 @@ def _monai(size: tuple[int, ...], overlap: Sequence[float] | float, mode: str, *
     """One window at a time, on MONAI's own grid."""
 
     def infer(inputs: torch.Tensor, network: Network) -> torch.Tensor:
-        def both_tasks(window: torch.Tensor) -> torch.Tensor:
+        def probabilities(window: torch.Tensor) -> torch.Tensor:
             with torch.autocast(window.device.type, dtype=torch.bfloat16, enabled=amp):
-                logits, sdm = network(window)
-            return torch.cat([torch.softmax(logits.float(), dim=1), sdm.float()], dim=1)
+                return network(window).float()
 
         sliding = SlidingWindowInferer(size, 1, overlap=overlap, mode=mode)
-        return sliding(inputs, both_tasks)  # type: ignore[return-value]
+        return sliding(inputs, probabilities)  # type: ignore[return-value]
 
     return infer
 

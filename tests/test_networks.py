@@ -87,3 +87,20 @@ def test_scripted_network_agrees(make: Callable[[], torch.nn.Module]) -> None:
     image = torch.randn(1, 1, 8, 16, 8)
     for scripted, eager in zip(torch.jit.script(network)(image), network(image), strict=True):
         torch.testing.assert_close(scripted, eager)
+
+
+@pytest.mark.parametrize("kind", [VNet, DualTaskVNet, DualTaskSegResNet])
+def test_fused_network_is_one_tensor_of_the_same_weights(kind: type[torch.nn.Module]) -> None:
+    small = {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "out_channels": 3}
+    options = small if kind is DualTaskSegResNet else {"features": 4, "levels": 3, "out_channels": 3}
+    torch.manual_seed(0)
+    network, fused = kind(**options).eval(), kind(**options, fused_slope=7.0).eval()
+    fused.load_state_dict(network.state_dict())
+    image = torch.randn(2, 1, 8, 16, 12)
+    answer = network(image)
+    if isinstance(answer, torch.Tensor):
+        expected = torch.softmax(answer, dim=1)
+    else:
+        expected = (torch.softmax(answer[0], dim=1) + torch.softmax(7.0 * answer[1], dim=1)) / 2
+    torch.testing.assert_close(fused(image), expected)
+    torch.testing.assert_close(torch.jit.script(fused)(image), expected)

@@ -1,4 +1,4 @@
-"""Inference over both tasks at once."""
+"""Sliding windows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 
 
-class DualTaskInferer(SlidingWindowInferer):
-    """A sliding window whose one answer holds both tasks: ``P`` and ``R``, stacked along the channels.
+class EvenWindowInferer(SlidingWindowInferer):
+    """MONAI's ``SlidingWindowInferer`` with its windows spread evenly, and with autocast on any device.
 
-    One tensor, because MONAI's own tools expect one; :class:`dbisl.transforms.FuseTasksd` takes it apart. A network
-    of one task answers with ``P`` alone. The other arguments are those of MONAI's ``SlidingWindowInferer``, with two
-    notes: ``overlap`` is the least overlap, because the windows are spread evenly over each image, where MONAI's last
-    window may repeat most of the one before; and ``device`` or ``cpu_thresh`` keep the answer for an image that is too
-    large for the GPU on the CPU, while the windows still run where the image is.
+    The arguments are MONAI's, with two notes: ``overlap`` is the least overlap, because the windows are spread evenly
+    over each image, where MONAI's last window may repeat most of the one before; and ``device`` or ``cpu_thresh`` keep
+    the answer for an image that is too large for the GPU on the CPU, while the windows still run where the image is.
 
     Args:
         amp: whether the network runs under bfloat16 autocast, on the CPU too; the answer is float32.
@@ -30,19 +28,20 @@ class DualTaskInferer(SlidingWindowInferer):
         self.amp = amp
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``B x C x *spatial`` to ``B x 2K x *spatial`` (``B x K x *spatial`` for one task), float32."""
+        """``B x C x *spatial`` to the answer of the network, ``B x channels x *spatial``, float32."""
 
-        def both_tasks(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def in_float32(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.amp):
                 answer = network(windows, *args, **kwargs)
-            if isinstance(answer, torch.Tensor):
-                return torch.softmax(answer.float(), dim=1)
-            logits, sdm = answer
-            return torch.cat([torch.softmax(logits.float(), dim=1), sdm.float()], dim=1)
+            return self.stack(answer)
 
         even = copy.copy(self)  # the overlap is this image's; another thread may be at another image
         even.overlap = self.even_overlap(inputs.shape[2:])
-        return SlidingWindowInferer.__call__(even, inputs, both_tasks, *args, **kwargs)  # type: ignore[return-value]
+        return SlidingWindowInferer.__call__(even, inputs, in_float32, *args, **kwargs)  # type: ignore[return-value]
+
+    def stack(self, answer: Any) -> torch.Tensor:
+        """The network's answer for one batch of windows as one float32 tensor."""
+        return answer.float()
 
     def even_overlap(self, size: Sequence[int]) -> tuple[float, ...]:
         """The overlap along each axis that spreads MONAI's windows evenly over an image of ``size`` voxels.
@@ -59,3 +58,19 @@ class DualTaskInferer(SlidingWindowInferer):
                 overlap = max(1 - (step + 0.5) / window, 0.0)  # the half is cut off again by MONAI's int()
             overlaps.append(overlap)
         return tuple(overlaps)
+
+
+class DualTaskInferer(EvenWindowInferer):
+    """A sliding window whose one answer holds both tasks: ``P`` and ``R``, stacked along the channels.
+
+    One tensor, because MONAI's own tools expect one; :class:`dbisl.transforms.FuseTasksd` takes it apart. The network
+    gives logits and an SDM, ``2K`` channels in all; or logits alone, of one task, which become ``P``, ``K`` channels.
+    The arguments are those of :class:`EvenWindowInferer`.
+    """
+
+    def stack(self, answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """``P`` and ``R`` of one batch of windows."""
+        if isinstance(answer, torch.Tensor):
+            return torch.softmax(answer.float(), dim=1)
+        logits, sdm = answer
+        return torch.cat([torch.softmax(logits.float(), dim=1), sdm.float()], dim=1)

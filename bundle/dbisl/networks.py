@@ -113,6 +113,11 @@ class VNetDecoder(nn.Module):
         return self.head(self.dropout(answer))
 
 
+def fuse(logits: torch.Tensor, sdm: torch.Tensor, slope: float) -> torch.Tensor:
+    """The fused probabilities ``(P + P_r) / 2`` of both answers, ``B x K x *spatial``, float32."""
+    return (torch.softmax(logits.float(), dim=1) + torch.softmax(slope * sdm.float(), dim=1)) / 2
+
+
 class _VNet(nn.Module):
     """A shared encoder, and a decoder of its own for each of ``tasks``.
 
@@ -124,9 +129,13 @@ class _VNet(nn.Module):
         levels: resolutions, 2 to 5. Spatial sizes must be multiples of ``divisor = 2 ** (levels - 1)``.
         dropout: probability with which a channel is dropped at the end of the encoder and of each decoder.
         norm: normalisation layer, as MONAI names them (``"batch"``, ``"instance"``, ``("group", {"num_groups": 8})``).
+        fused_slope: None: the network answers with what its losses need. A number: with one tensor, the probabilities
+            of the classes, float32, fused over both tasks where there are two, this being the slope of ``T_r2s``. The
+            weights are the same.
     """
 
     tasks: tuple[str, ...]
+    __constants__ = ["fused"]  # noqa: RUF012 - by which TorchScript compiles one branch of forward alone
 
     def __init__(
         self,
@@ -137,8 +146,11 @@ class _VNet(nn.Module):
         levels: int = 5,
         dropout: float = 0.0,
         norm: str | tuple = "batch",
+        fused_slope: float | None = None,
     ) -> None:
         super().__init__()
+        self.fused = fused_slope is not None
+        self.slope = 0.0 if fused_slope is None else float(fused_slope)
         shape: dict[str, Any] = {"spatial_dims": spatial_dims, "features": features, "levels": levels}
         shape |= {"dropout": dropout, "norm": norm}
         self.divisor = 2 ** (levels - 1)
@@ -153,21 +165,22 @@ class VNet(_VNet):
     tasks = ("segmentation",)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``B x C x *spatial`` to logits ``B x K x *spatial``; see :class:`VNetEncoder` for the sizes."""
-        return self.segmentation(self.encoder(image))  # type: ignore[operator]
+        """``B x C x *spatial`` to logits (or probabilities) ``B x K x *spatial``; sizes as in :class:`VNetEncoder`."""
+        logits = self.segmentation(self.encoder(image))  # type: ignore[operator]
+        return torch.softmax(logits.float(), dim=1) if self.fused else logits
 
 
 class DualTaskVNet(_VNet):
     """Two tasks: voxels are classified by one decoder, their signed distance regressed by the other.
 
     The arguments are ``spatial_dims`` (2 or 3), ``in_channels``, ``out_channels`` (``K`` classes, background included),
-    ``features`` and ``levels`` (16 and 5 in the literature), ``dropout`` and ``norm``.
+    ``features`` and ``levels`` (16 and 5 in the literature), ``dropout``, ``norm`` and ``fused_slope``.
     """
 
     tasks = ("segmentation", "regression")
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``.
+    def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
+        """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``, or to the fused probabilities.
 
         ``sdm`` is the signed distance map of each class in units of the band: in ``[-1, 1]``, positive inside.
 
@@ -175,7 +188,10 @@ class DualTaskVNet(_VNet):
             ValueError: when a spatial size is no multiple of ``divisor``.
         """
         features = self.encoder(image)
-        return self.segmentation(features), torch.tanh(self.regression(features))  # type: ignore[operator]
+        logits, sdm = self.segmentation(features), torch.tanh(self.regression(features))  # type: ignore[operator]
+        if self.fused:
+            return fuse(logits, sdm, self.slope)
+        return logits, sdm
 
 
 class _SegResNetEncoder(SegResNet):
@@ -204,18 +220,26 @@ class DualTaskSegResNet(nn.Module):
     """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task: another backbone.
 
     Args:
+        fused_slope: as in :class:`VNet`.
         options: those of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes,
             background included), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
     """
 
-    def __init__(self, **options: Any) -> None:
+    __constants__ = ["fused"]  # noqa: RUF012
+
+    def __init__(self, fused_slope: float | None = None, **options: Any) -> None:
         super().__init__()
+        self.fused = fused_slope is not None
+        self.slope = 0.0 if fused_slope is None else float(fused_slope)
         self.encoder = _SegResNetEncoder(**options)
         self.segmentation = _SegResNetDecoder(**options)
         self.regression = _SegResNetDecoder(**options)
         self.divisor: int = 2 ** (len(self.encoder.blocks_down) - 1)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``B x C x *spatial``, sizes multiples of ``divisor``, to ``(logits, sdm)`` as :class:`DualTaskVNet` gives."""
+    def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
+        """``B x C x *spatial``, sizes multiples of ``divisor``, to what :class:`DualTaskVNet` gives."""
         features = self.encoder(image)
-        return self.segmentation(features), torch.tanh(self.regression(features))
+        logits, sdm = self.segmentation(features), torch.tanh(self.regression(features))
+        if self.fused:
+            return fuse(logits, sdm, self.slope)
+        return logits, sdm
