@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Invertd, Spacingd
 
-from dbisl.inferers import DualTaskInferer
+from dbisl.inferers import DualTaskInferer, EvenWindowInferer
 from dbisl.networks import DualTaskVNet, VNet
 
 
@@ -150,3 +150,14 @@ def test_the_inferer_keeps_no_trace_of_an_image() -> None:
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ValueError, match="overlap must be >= 0 and < 1"):
         DualTaskInferer(roi_size=16, overlap=1.0)(torch.zeros(1, 1, 20, 20), lambda windows: windows)
+
+
+def test_flips_are_averaged_over_every_combination_of_the_axes() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(out_channels=3, features=4, levels=3, fused_slope=5.0).eval()
+    image = torch.randn(1, 1, 16, 16, 16)
+    inferer = EvenWindowInferer(roi_size=(16, 16, 16), sw_batch_size=1, overlap=0.5, flips=[0, 2])
+    with torch.no_grad():
+        answer = inferer(image, network)
+        expected = [network(image.flip(axes)).flip(axes) for axes in ([], [2], [4], [2, 4])]
+    torch.testing.assert_close(answer, torch.stack(expected).mean(dim=0))

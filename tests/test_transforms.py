@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scipy.ndimage import distance_transform_edt
+from scipy.stats import entropy
 
-from dbisl.transforms import FuseTasksd, SignedDistanceMapd
+from dbisl.transforms import Entropyd, FuseTasksd, KeepLargestComponentd, SignedDistanceMapd
 
 
 def test_sdm_is_added_for_each_class_with_the_labels_own_spacing() -> None:
@@ -76,3 +77,23 @@ def test_answer_of_one_task_passes() -> None:
 def test_wrong_number_of_channels_is_named() -> None:
     with pytest.raises(ValueError, match=r"pred has 5 channels; expected 3 \(one task\) or twice as many"):
         FuseTasksd("pred", num_classes=3, slope=3.0)({"pred": torch.zeros(5, 2, 2)})
+
+
+def test_only_the_largest_component_of_the_named_classes_is_kept() -> None:
+    classes = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    classes[0, :3, :3, :3] = 1
+    classes[0, 3, 3, 3] = 1  # touches at a corner
+    classes[0, 6:, 6:, 6:] = 1
+    classes[0, 6:, :2, :2] = 2
+    classes[0, 0, 7, 7] = 2
+    expected = classes.clone()
+    expected[0, 6:, 6:, 6:] = 0
+    answer = KeepLargestComponentd("pred", labels=[1, 3])({"pred": classes})["pred"]
+    assert torch.equal(answer, expected)
+    assert classes[0, 7, 7, 7] == 1  # the input is left alone
+
+
+def test_entropy_is_that_of_scipy() -> None:
+    p = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0)).softmax(0)
+    answer = Entropyd("pred")({"pred": p})
+    np.testing.assert_allclose(answer["pred_entropy"][0], entropy(p.numpy(), base=4, axis=0), rtol=1e-5)

@@ -136,25 +136,66 @@ def find_cases(
     return Cases(labeled=labeled, unlabeled=unlabeled, validation=validation)
 
 
-def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The scans to segment, as MONAI's datasets take them: ``{"image": path}`` with absolute paths, by name.
+def find_images(dataset_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[dict[str, str]]:
+    """The scans to segment, as MONAI's datasets take them: ``{"image": path, "case": path}``, absolute, by name.
 
     Args:
-        dataset_dir: one NIfTI file, or a folder of them.
+        dataset_dir: a NIfTI file, a folder of them, a DICOM series (a folder with ``.dcm`` files), a folder of such
+            folders, or a list of any of these. Files and folders whose name starts with a dot are left out.
 
     Raises:
         InputError: when there is none.
     """
-    root = Path(dataset_dir).expanduser()
-    if root.is_file() and root.name.endswith(EXTENSIONS):
-        return [_case(root, None)]
-    images = _scan(root)
-    if not images:
-        raise InputError(
-            f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected a folder with "
-            ".nii.gz or .nii files, or one such file."
-        )
-    return [_case(path, None) for path in images.values()]
+    several = isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str)
+    roots = [Path(root).expanduser() for root in (dataset_dir if several else [dataset_dir])]  # type: ignore[arg-type, union-attr]
+    images: dict[str, None] = {}
+    for root in roots:
+        found = _images_of(root)
+        if not found:
+            raise InputError(
+                f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected a folder with "
+                ".nii.gz or .nii files or with DICOM series, or one such file or series."
+            )
+        images |= dict.fromkeys(os.path.abspath(path) for path in found)
+    return [{"image": image, "case": image} for image in images]
+
+
+def _images_of(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if root.name.endswith(EXTENSIONS) else []
+    if not root.is_dir():
+        return []
+    if is_dicom_series(root):
+        return [root]
+    inside = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    return [path for path in inside if (path.is_file() and path.name.endswith(EXTENSIONS)) or is_dicom_series(path)]
+
+
+def is_dicom_series(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder that holds ``.dcm`` files."""
+    folder = Path(path)
+    return folder.is_dir() and any(file.suffix.lower() == ".dcm" for file in folder.iterdir())
+
+
+def check_image(path: str | os.PathLike[str], spatial_dims: int, in_channels: int) -> None:
+    """Read one NIfTI file and see whether it can be segmented; a DICOM series is left to its reader.
+
+    Args:
+        path: of the file.
+        spatial_dims: 2 or 3.
+        in_channels: channels of an image, as in :func:`check_cases`.
+
+    Raises:
+        ValueError: when it cannot, with the sentence that says why.
+    """
+    if is_dicom_series(path):
+        return
+    image, voxels, problem = _read(path)
+    problems = [problem] if image is None else _image_problems(path, image, voxels, spatial_dims, in_channels)
+    if not problems and voxels.min() == voxels.max():
+        problems = [f"{path} has the value {voxels.min():g} in every voxel: expected an image."]
+    if problems:
+        raise ValueError(problems[0])
 
 
 def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
@@ -524,7 +565,8 @@ def _read(path: Any) -> tuple[SpatialImage | None, np.ndarray, str]:
         # A truncated file has a sound header: only its voxels show it.
         return image, np.asanyarray(image.dataobj), ""
     except Exception as error:  # nibabel, gzip and zlib raise a dozen types on a broken file
-        reason = (str(error).splitlines() or [""])[0][:100] or type(error).__name__
+        text = str(error).replace(os.fspath(path), os.path.basename(path))
+        reason = (text.splitlines() or [""])[0][:100] or type(error).__name__
         return None, nothing, f"{path} cannot be read ({reason}): expected a complete NIfTI file."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,19 +22,26 @@ class EvenWindowInferer(SlidingWindowInferer):
 
     Args:
         amp: whether the network runs under bfloat16 autocast, on the CPU too; the answer is float32.
+        flips: spatial axes along which the windows are also shown mirrored, in every combination; the answer is the
+            mean. Each axis doubles the time.
     """
 
-    def __init__(self, *args: Any, amp: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, amp: bool = False, flips: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.amp = amp
+        axes = sorted({axis + 2 for axis in flips})
+        self.flips = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """``B x C x *spatial`` to the answer of the network, ``B x channels x *spatial``, float32."""
 
         def in_float32(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.amp):
-                answer = network(windows, *args, **kwargs)
-            return self.stack(answer)
+            total: torch.Tensor | float = 0.0
+            for axes in self.flips:
+                with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                    answer = network(windows.flip(axes) if axes else windows, *args, **kwargs)
+                total = total + (self.stack(answer).flip(axes) if axes else self.stack(answer))
+            return total / len(self.flips)  # type: ignore[return-value]
 
         even = copy.copy(self)  # the overlap is this image's; another thread may be at another image
         even.overlap = self.even_overlap(inputs.shape[2:])

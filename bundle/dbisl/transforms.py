@@ -1,14 +1,16 @@
-"""MONAI dictionary transforms that the method adds: the target of the regression, and the two tasks' fused answer."""
+"""MONAI dictionary transforms that the method adds: the regression's target, and what becomes of the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from scipy import ndimage
 
 from dbisl.losses import normalised_entropy
 from dbisl.task_transforms import SDMToSegmentation, signed_distance_map
@@ -96,4 +98,46 @@ class FuseTasksd(MapTransform):
                 answer[f"{key}_uncertainty"] = (normalised_entropy(fused[None]) - own)[0].clamp(0, 1)
                 if sdm is not None:
                     answer[f"{key}_sdm"] = sdm
+        return answer
+
+
+class Entropyd(MapTransform):
+    """Adds ``key_entropy``, the predictive entropy over ``log K``: ``1 x *spatial`` in [0, 1].
+
+    Args:
+        keys: probabilities, ``K x *spatial``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        answer = dict(data)
+        for key in self.key_iterator(answer):
+            answer[f"{key}_entropy"] = normalised_entropy(answer[key][None])[0]
+        return answer
+
+
+class KeepLargestComponentd(MapTransform):
+    """Keeps, of each of some classes, the largest connected component; the rest becomes background.
+
+    MONAI's transform of that purpose needs scikit-image; SciPy, which is here anyway, finds components too.
+
+    Args:
+        keys: class indices, ``1 x *spatial``.
+        labels: the classes, each for itself; voxels that touch at a corner are connected.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.labels = tuple(labels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        answer = dict(data)
+        for key in self.key_iterator(answer):
+            classes = answer[key].clone()
+            for label in self.labels:
+                mask = (classes[0] == label).cpu().numpy()
+                components, count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
+                if count > 1:
+                    largest = 1 + int(np.bincount(components.ravel())[1:].argmax())
+                    classes[0][torch.from_numpy(mask & (components != largest)).to(classes.device)] = 0
+            answer[key] = classes
         return answer
