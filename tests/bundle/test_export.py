@@ -1,0 +1,115 @@
+"""What the model zoo runs on every bundle: its verifications and exports, by the commands of the documents."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from dbisl.cases import InputError
+from dbisl.exported import load_exported
+from dbisl.networks import DualTaskVNet
+
+SIZES = [(16, 16, 16), (24, 40, 32), (40, 56, 40)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    network = DualTaskVNet(out_channels=3, features=16, levels=4)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):  # as after training: not the identity
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(weights: Path) -> torch.nn.Module:
+    network = DualTaskVNet(out_channels=3, features=16, levels=4, fused_slope=10.0).eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network
+
+
+def command(root: Path, *arguments: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
+        cwd=root / "bundle",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+INFERENCE = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json")
+
+
+@pytest.fixture(scope="module")
+def torchscript(root: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.ts"
+    command(root, "ckpt_export", "network_def", "--filepath", path, "--ckpt_file", weights, *INFERENCE)
+    return path
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says(root: Path) -> None:
+    command(root, "verify_net_in_out", "network_def", *INFERENCE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torchscript_agrees(torchscript: Path, network: torch.nn.Module, size: tuple[int, ...]) -> None:
+    image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(torchscript)(image), network(image), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def onnx(root: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    command(root, "onnx_export", "--args_file", "configs/onnx.yaml", "--filepath", path, "--ckpt_file", weights)
+    return path
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_onnx_agrees(onnx: Path, network: torch.nn.Module, size: tuple[int, ...]) -> None:
+    image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image).numpy()
+    (answer,) = onnxruntime.InferenceSession(str(onnx)).run(["pred"], {"image": image.numpy()})
+    np.testing.assert_allclose(answer, expected, atol=1e-4)
+
+
+def test_exported_networks_run_the_same_inference(
+    root: Path, weights: Path, torchscript: Path, onnx: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    (scan, *_) = sorted((demo_data / "images").glob("*.nii.gz"))
+    answers = []
+    exported = "['configs/inference.json','configs/exported.json']"
+    for files, path in (("configs/inference.json", weights), (exported, torchscript), (exported, onnx)):
+        output = tmp_path / path.suffix
+        options = ("--dataset_dir", scan, "--amp", "False", "--device", "cpu")
+        places = ("--ckpt_path", path, "--output_dir", output)
+        command(root, "run", "inference", "--config_file", files, *options, *places)
+        (answer,) = output.glob("*_seg.nii.gz")
+        answers.append(np.asarray(nib.nifti1.load(answer).dataobj))
+    np.testing.assert_array_equal(answers[1], answers[0])
+    assert np.mean(answers[2] != answers[0]) < 1e-4  # where two classes are as probable, rounding decides
+
+
+def test_what_is_no_exported_network_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(InputError, match=r"model\.pt is no exported network: expected the ending \.ts"):
+        load_exported(str(tmp_path / "model.pt"), "cpu")
+    with pytest.raises(InputError, match=r"model\.ts does not exist"):
+        load_exported(str(tmp_path / "model.ts"), "cpu")
