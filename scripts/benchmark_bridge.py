@@ -127,6 +127,9 @@ CANDIDATES: dict[str, Callable[[float], Bridge]] = {
     "log-domain parabola, h=0.25": lambda s: _sharp(LogParabola(0.25), s),
 }
 
+SHARPENED = [(0.5, 1.0), (0.5, 4.0), (0.5, 16.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0)]
+"""Widths and sharpnesses of the Gaussian bridge to compare."""
+
 
 def _sharp(bridge: Bridge, sharpness: float) -> Bridge:
     def sharpened(probabilities: torch.Tensor) -> torch.Tensor:
@@ -174,12 +177,14 @@ def benchmark(
             "band with a gradient (%)": 100 * _mean([_gradient(make(4.0), mask) for mask in masks]),
             **costs[name],
         }
+    sharpened = {f"h={h:g}, sharpness {power:g}": _sharpened(h, power, masks) for h, power in SHARPENED}
     print(f"{len(paths)} labels of {labels}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     _print(rows)
+    _print(sharpened)
     print()
     _print({name: {"network's ms": value} for name, value in costs.items() if name.startswith("network")})
     if output is not None:
-        Path(output).write_text(json.dumps({"bridges": rows, "costs": costs}, indent=4) + "\n")
+        Path(output).write_text(json.dumps({"bridges": rows, "sharpened": sharpened, "costs": costs}, indent=4) + "\n")
 
 
 # ---- what is measured ----
@@ -213,6 +218,35 @@ def _thin(bridge: Bridge, width: int) -> float:
         mask = torch.stack([~inside, inside]).float()[None]
         errors.append(_error(bridge, mask, mask, 0, BAND))
     return _mean(errors)
+
+
+def _sharpened(h: float, sharpness: float, masks: list[torch.Tensor]) -> dict[str, float]:
+    """Errors over the whole band, and how much a logit moves a distance in a network of more and more confidence."""
+    bridge = SegmentationToSDM(BAND, h=h, sharpness=sharpness)
+    softened = {"hard": lambda mask: mask, "blurred": _blurred, "faint": _faint}
+    row = {
+        kind: _mean([_error(bridge, soft(mask), mask, 0, BAND) for mask in masks]) for kind, soft in softened.items()
+    }
+    for confidence in (1, 2, 4):
+        row[f"gradient, {confidence} a voxel"] = statistics.median(
+            [_logit_gradient(bridge, mask, confidence) for mask in masks]
+        )
+    return row
+
+
+def _logit_gradient(bridge: SegmentationToSDM, mask: torch.Tensor, confidence: float) -> float:
+    """Median, over voxels of the band, of the largest derivative of a voxel's distance by any logit.
+
+    The logits are ``confidence`` times the signed distance in voxels.
+    """
+    logits = (confidence * BAND * _exact(mask)[None]).requires_grad_()
+    answer = bridge.from_log(torch.log_softmax(logits, dim=1))
+    in_band = (_exact(mask).abs() < 1).nonzero()
+    gradients = []
+    for channel, *voxel in in_band[:: max(len(in_band) // 50, 1)].tolist():
+        (gradient,) = torch.autograd.grad(answer[0, channel][tuple(voxel)], logits, retain_graph=True)
+        gradients.append(float(gradient.abs().max()))
+    return statistics.median(gradients)
 
 
 def _blurred(mask: torch.Tensor) -> torch.Tensor:
@@ -291,7 +325,7 @@ def _print(rows: dict[str, dict[str, Any]]) -> None:
     print(f"\n| | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, row in rows.items():
         values = [value["time (ms)"] if isinstance(value, dict) else value for value in row.values()]
-        print(f"| {name} | {' | '.join(f'{value:.3f}' if value < 10 else f'{value:.0f}' for value in values)} |")
+        print(f"| {name} | {' | '.join(f'{value:.0f}' if value >= 100 else f'{value:.2g}' for value in values)} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure sliding-window inference on one scan: time, memory, and how well the ways to do it agree.
+"""Measure sliding-window inference on one scan: time, and how well the ways to do it agree.
 
     python scripts/benchmark_inference.py --image SCAN.nii.gz --label LABEL.nii.gz --weights bundle/models/model.pt \\
         --config_file "['bundle/configs/inference.json','bundle/configs/datasets/la.yaml']"
@@ -15,7 +15,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import fire
@@ -54,12 +53,12 @@ def benchmark(
     keep_freed_memory()  # as the bundle does
     rows = measure(image, label, weights, config_file, stride, repeats)
     print(f"{rows[0]['size']} voxels, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| inference | windows | time (s) | speed-up | peak memory (MiB) | Dice, literature | Dice, label |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| inference | windows | time (s) | speed-up | Dice, literature | Dice, label |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         print(
             f"| {row['name']} | {row['windows']} | {row['seconds']:.2f} | {rows[0]['seconds'] / row['seconds']:.1f} "
-            f"| {row['peak_mib']:.0f} | {row['dice_literature']:.4f} | {row['dice_label']:.4f} |"
+            f"| {row['dice_literature']:.4f} | {row['dice_label']:.4f} |"
         )
 
 
@@ -73,8 +72,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row a way, the literature's in float32 first; the arguments are those of :func:`benchmark`.
 
-    ``seconds`` is the median, ``windows`` what passed through the network, ``peak_mib`` the most memory that
-    was in use (of the GPU, else the whole process, on Linux), and ``dice_literature`` and ``dice_label`` are
+    ``seconds`` is the median, ``windows`` what passed through the network; ``dice_literature`` and ``dice_label`` are
     means over the classes but the background.
     """
     config = ConfigParser()
@@ -91,23 +89,20 @@ def measure(
     ways = _ways(config, stride)
     counts: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = dict.fromkeys(ways, 0)
     answers: dict[str, torch.Tensor] = {}
-    # All the ways in turn, again and again: what else the machine does touches each alike.
-    for name in itertools.chain.from_iterable(itertools.repeat(ways, repeats)):
+    # All the ways in turn, again and again: what else the machine does touches each alike. The first round warms up.
+    for name in itertools.chain.from_iterable(itertools.repeat(ways, repeats + 1)):
         counts[name] = 0
 
         def count(windows: torch.Tensor, name: str = name) -> Any:
             counts[name] += len(windows)
             return network(windows)
 
-        _start_peak(device)
         started = time.perf_counter()
         with torch.inference_mode():
             answer = ways[name](inputs, count)
             answers[name] = answer[0].argmax(dim=0).cpu()  # waits for the GPU too
         seconds[name].append(time.perf_counter() - started)
-        peaks[name] = max(peaks[name], _peak(device))
 
     truth = scan["label"].as_tensor()[0].round().long()
     return [
@@ -115,8 +110,7 @@ def measure(
             "name": name,
             "size": " x ".join(str(voxels) for voxels in inputs.shape[2:]),
             "windows": counts[name],
-            "seconds": statistics.median(seconds[name]),
-            "peak_mib": peaks[name] / 2**20,
+            "seconds": statistics.median(seconds[name][1:]),
             "dice_literature": _dice(answers[name], answers[LITERATURE], classes),
             "dice_label": _dice(answers[name], truth, classes),
         }
@@ -156,21 +150,6 @@ def _monai(size: tuple[int, ...], overlap: Sequence[float] | float, mode: str, *
 def _dice(answer: torch.Tensor, reference: torch.Tensor, classes: int) -> float:
     answer, reference = (one_hot(labels[None, None], classes) for labels in (answer, reference))
     return float(compute_dice(answer, reference, include_background=False).nanmean())
-
-
-def _start_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory starts anew
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dbisl.copy_paste import CopyPaste
+from dbisl.distributed import synchronise_batch_norm
 from dbisl.handlers import MeanTeacher
 from dbisl.host_memory import keep_freed_memory
 from dbisl.losses import DBiSLLoss
@@ -62,6 +63,7 @@ class Setting:
         config.read_config(str(BUNDLE / "configs" / "train.json"))
         self.loss_weights = config["loss_weights"]
         self.loss_options = {"pseudo_label": config["pseudo_label"], "gamma": config["uncertainty_gamma"]}
+        self.loss_options["harden"] = config["harden"]
         self.slope, self.sharpness = config["sdm_slope"], config["bridge_sharpness"]
         self.gradient_clip, self.teacher_decay = config["gradient_clip"], config["teacher_decay"]
         self.copy_paste = config["copy_paste"]
@@ -191,8 +193,13 @@ def epochs_of(trainer: SupervisedTrainer) -> Callable[[], None]:
     return run
 
 
-def dbisl_steps(setting: Setting, network: nn.Module, teacher: bool, compiled: bool = False) -> Callable[[], None]:
-    """The whole step of DBiSL, every term at its full weight; without a teacher the network's answers teach itself."""
+def dbisl_steps(
+    setting: Setting, network: nn.Module, teacher: bool, compiled: bool = False, parallel: nn.Module | None = None
+) -> Callable[[], None]:
+    """The whole step of DBiSL, every term at its full weight; without a teacher the network's answers teach itself.
+
+    ``parallel`` is the network as several processes train it.
+    """
     ema = EMAHandler(network, momentum=1 - setting.teacher_decay, handle_buffers="update") if teacher else None
     return epochs_of(
         SemiSupervisedTrainer(
@@ -200,7 +207,7 @@ def dbisl_steps(setting: Setting, network: nn.Module, teacher: bool, compiled: b
             max_epochs=1,
             epoch_length=STEPS,
             train_data_loader=Streams(setting),
-            network=network,
+            network=network if parallel is None else parallel,
             teacher=None if ema is None else ema.ema_model,
             copy_paste=None if ema is None else CopyPaste(setting.copy_paste),
             optimizer=setting.optimizer(network),
@@ -303,11 +310,11 @@ def step(setting: Setting, compiled: bool = False) -> Rows:
     candidates = {name: make() for name, make in makers.items()}
     seconds = setting.time(candidates)
     memory = {name: setting.peak_memory(run) for name, run in candidates.items()}
-    with FlopCounterMode(display=False) as counter:
-        candidates["bare step"]()
-    flops = counter.get_total_flops() / STEPS
+    matrix_rate = setting.matrix_rate()
     rows = []
     for name, value in seconds.items():
+        with FlopCounterMode(display=False) as counter:
+            candidates[name.removesuffix(", compiled")]()  # what is compiled does the same, unseen by the counter
         rows.append(
             {
                 "what": name,
@@ -316,7 +323,7 @@ def step(setting: Setting, compiled: bool = False) -> Rows:
                 "patches a second": setting.batch_size * STEPS / value,
                 "peak MiB": memory[name] / 2**20,
                 "memory ratio": memory[name] / memory["bare step"],
-                "of the matrix rate": flops * STEPS / value / setting.matrix_rate(),
+                "of the matrix rate": counter.get_total_flops() / value / matrix_rate,
             }
         )
     return rows
@@ -369,29 +376,39 @@ def loader(setting: Setting, dataset_dir: str, config_file: Sequence[str], num_l
 
 def ranks(setting: Setting) -> Rows:
     """The default step on one process and on two, each with its own batch and one thread (on CUDA: its own device)."""
-    rows = []
-    for world_size in (1, 2):
+    rows: Rows = []
+    settings = [(1, False), (2, False), (2, True)]
+    if setting.device.type == "cuda" and torch.cuda.device_count() < 2:
+        settings = settings[:1]
+    for world_size, synchronised in settings:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (world_size, setting.options, f"{folder}/rendezvous", f"{folder}/seconds.json")
+            places = (f"{folder}/rendezvous", f"{folder}/seconds.json")
+            arguments = (world_size, synchronised, setting.options, *places)
             torch.multiprocessing.spawn(_rank, args=arguments, nprocs=world_size)
             seconds = json.loads(Path(folder, "seconds.json").read_text())
         patches = world_size * setting.batch_size * STEPS / seconds
-        rows.append({"what": f"{world_size} processes", "ms": 1000 * seconds / STEPS, "patches a second": patches})
-    for row in rows:
-        row["efficiency"] = row["patches a second"] / rows[0]["patches a second"] / int(row["what"][0])
+        name = f"{world_size} process{'es' if world_size > 1 else ''}{', synchronised statistics' * synchronised}"
+        rows.append({"what": name, "ms": 1000 * seconds / STEPS, "patches a second": patches})
+        rows[-1]["efficiency"] = patches / rows[0]["patches a second"] / world_size
     return rows
 
 
-def _rank(rank: int, world_size: int, options: dict[str, Any], rendezvous: str, output: str) -> None:
+def _rank(
+    rank: int, world_size: int, synchronised: bool, options: dict[str, Any], rendezvous: str, output: str
+) -> None:
     cuda = options["device"].startswith("cuda")
     if cuda:
         options = {**options, "device": f"cuda:{rank}"}
+    keep_freed_memory()
     torch.set_num_threads(1)
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     setting = Setting(**options)
-    network = nn.parallel.DistributedDataParallel(setting.network(), device_ids=[rank] if cuda else None)
-    seconds = setting.time({"step": dbisl_steps(setting, network, teacher=True)})["step"]
+    network = setting.network()
+    if synchronised:
+        network = synchronise_batch_norm(network)
+    parallel = nn.parallel.DistributedDataParallel(network, device_ids=[rank] if cuda else None)
+    seconds = setting.time({"step": dbisl_steps(setting, network, teacher=True, parallel=parallel)})["step"]
     if rank == 0:
         Path(output).write_text(json.dumps(seconds))
     dist.destroy_process_group()
@@ -450,8 +467,8 @@ def benchmark(
             continue
         results[section] = runs[section]()
         _print_table(section, results[section])
-    if output is not None:
-        Path(output).write_text(json.dumps(results, indent=4) + "\n")
+        if output is not None:
+            Path(output).write_text(json.dumps(results, indent=4) + "\n")
 
 
 def _print_table(title: str, rows: Rows) -> None:

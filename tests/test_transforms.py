@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, LoadImaged, Orientationd, Spacingd
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import entropy
 
-from dbisl.transforms import Entropyd, FuseTasksd, KeepLargestComponentd, SignedDistanceMapd
+from dbisl.transforms import ClassesOnGridd, Entropyd, FuseTasksd, KeepLargestComponentd, SignedDistanceMapd
 
 
 def test_sdm_is_added_for_each_class_with_the_labels_own_spacing() -> None:
@@ -97,3 +101,30 @@ def test_entropy_is_that_of_scipy() -> None:
     p = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0)).softmax(0)
     answer = Entropyd("pred")({"pred": p})
     np.testing.assert_allclose(answer["pred_entropy"][0], entropy(p.numpy(), base=4, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPI", "SAR"])
+def test_classes_land_on_the_scans_grid_as_monais_inversion_puts_them(tmp_path: Path, axcodes: str) -> None:
+    turn = nib.orientations.axcodes2ornt(axcodes)
+    affine = np.diag([0.9, 1.3, 2.1, 1.0])
+    affine[:3, 3] = -5, 7, 11
+    scan = nib.nifti1.Nifti1Image(np.random.default_rng(0).normal(size=(20, 17, 9)).astype(np.float32), affine)
+    nib.save(scan.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), turn)), tmp_path / "a.nii")
+    forward = Compose(
+        [
+            LoadImaged("image", reader="NibabelReader", ensure_channel_first=True),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(1.0, 1.0, 1.0)),
+        ]
+    )
+    case = forward({"image": str(tmp_path / "a.nii")})
+    noise = torch.randn(3, *case["image"].shape[1:], generator=torch.Generator().manual_seed(1))
+    case["pred"] = MetaTensor(torch.softmax(2 * noise, dim=0), meta=case["image"].meta)
+    inverted = Invertd("pred", forward, "image", nearest_interp=False)(case)["pred"]
+    answer = ClassesOnGridd("pred", "image", slab=500)(case)
+    assert answer["pred"].shape == (1, *nib.nifti1.load(tmp_path / "a.nii").shape)
+    np.testing.assert_allclose(answer["pred"].affine, nib.nifti1.load(tmp_path / "a.nii").affine, atol=1e-5)
+    agree = answer["pred"] == inverted.argmax(dim=0, keepdim=True)
+    assert agree.float().mean() > 0.999
+    reference = entropy(inverted.numpy(), base=3, axis=0)
+    np.testing.assert_allclose(answer["pred_entropy"][0].float(), reference, atol=5e-3)

@@ -17,6 +17,8 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+CACHED_MATRICES = 64
+"""Kernel matrices that one bridge keeps: three for each size of a patch."""
 FLOOR = 1e-30
 """Floor inside the logarithm: far above float32's smallest number, so that gradients stay finite."""
 
@@ -195,7 +197,11 @@ class SegmentationToSDM(nn.Module):
     def _matrix(self, axis: int, size: int, like: torch.Tensor) -> torch.Tensor:
         """The kernel along ``axis`` as a banded ``size x size`` matrix, made once for each size, device and dtype."""
         key = (axis, size, like.device, like.dtype)
-        if key not in self._matrices:
+        if key in self._matrices:
+            return self._matrices[key]
+        if len(self._matrices) >= CACHED_MATRICES:  # whole scans of ever new sizes
+            self._matrices.clear()
+        with torch.inference_mode(False):  # a later training may need the same one
             radius = self.radii[axis]
             weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
             columns = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).clamp(0, size - 1)

@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dbisl.copy_paste import CopyPaste
@@ -94,6 +95,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
         loss, terms = self.loss_function(prediction, label, sdm, mixed)
+        if isinstance(self.network, DistributedDataParallel):
+            # Every process waits for a gradient of every weight, also of a decoder that no term asks at the moment.
+            loss = loss + 0 * torch.stack([answer.sum() for answer in prediction if answer is not None]).sum()
         output[Keys.LOSS] = loss.detach()
         output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label, taught)}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)

@@ -33,7 +33,7 @@ def test_ways_agree_on_the_network_and_differ_in_windows(arguments: dict[str, st
     assert rows["literature, bfloat16"]["windows"] == rows[LITERATURE]["windows"]
     ours = [rows[f"DBiSL, bfloat16, overlap {overlap}"] for overlap in (0.25, 0.5, 0.75)]
     assert ours[0]["windows"] < ours[1]["windows"] < ours[2]["windows"] < rows[LITERATURE]["windows"]
-    assert all(row["peak_mib"] > 0 and row["seconds"] > 0 for row in rows.values())
+    assert all(row["seconds"] > 0 for row in rows.values())
 
 
 def test_printed_table(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
