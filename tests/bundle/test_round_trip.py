@@ -1,0 +1,88 @@
+"""A phantom that was scanned on many grids comes back where it was: on each scan's own grid."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from scipy.spatial.transform import Rotation
+from scipy.special import expit
+
+RADII = np.array([24.0, 19.0, 21.0])
+"""Millimetres of the phantom's half axes; its centre is the origin of the world, its edge one millimetre wide."""
+TURN = Rotation.from_euler("xyz", [20, -30, 15], degrees=True).as_matrix()
+
+
+class Threshold(torch.nn.Module):
+    """As a trained network would answer about the phantom: bright voxels are the first structure."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(torch.cat([-4 * image, 4 * image, torch.full_like(image, -20.0)], dim=1), dim=1)
+
+
+def scan(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Write the phantom as this grid shows it; the truth on that grid."""
+    voxels = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"), axis=-1)
+    world = voxels @ affine[:3, :3].T + affine[:3, 3]
+    distance = (1 - np.linalg.norm(world @ TURN / RADII, axis=-1)) * RADII.mean()
+    nib.save(nib.nifti1.Nifti1Image((100 * expit(4 * distance)).astype(np.float32), affine), path)
+    return distance > 0
+
+
+def random_grid(random: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Axes in any order and direction, oblique up to 25 degrees, 0.5 to 5 mm; a box about as large as the phantom."""
+    spacing = np.exp(random.uniform(np.log(0.5), np.log(5), size=3))
+    axes = np.eye(3)[:, random.permutation(3)] * random.choice([-1, 1], size=3)
+    tilt = Rotation.from_rotvec(random.uniform(-1, 1, size=3) * np.radians(25) / np.sqrt(3)).as_matrix()
+    shape = tuple(int(size) for size in np.ceil(random.uniform(40, 46, size=3) / spacing))
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ axes * spacing
+    centre = (np.array(shape) - 1) / 2 + random.uniform(-0.5, 0.5, size=3)
+    affine[:3, 3] = -affine[:3, :3] @ centre
+    return affine, shape
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
+
+
+def test_the_phantom_lands_on_the_truth_of_every_grid(root: Path, tmp_path: Path) -> None:
+    scans, output, weights = tmp_path / "scans", tmp_path / "out", tmp_path / "threshold.ts"
+    scans.mkdir()
+    torch.jit.script(Threshold()).save(str(weights))
+    random = np.random.default_rng(0)
+    straight = np.eye(4)
+    straight[:3, 3] = -21
+    grids = {"untouched": (straight, (43, 43, 43)), **{f"grid_{index:02}": random_grid(random) for index in range(20)}}
+    truths = {name: scan(scans / f"{name}.nii.gz", *grid) for name, grid in grids.items()}
+    workflow = ConfigWorkflow(
+        config_file=[str(root / "bundle" / "configs" / name) for name in ("inference.json", "exported.json")],
+        workflow_type="infer",
+        bundle_root=str(root / "bundle"),
+        logging_file=False,
+        **{"dataset_dir": str(scans), "output_dir": str(output), "ckpt_path": str(weights)},
+        **{"device": "cpu", "amp": False},
+    )
+    workflow.initialize()
+    workflow.run()
+
+    reached = {}
+    for name, (affine, shape) in grids.items():
+        answer = nib.nifti1.load(output / f"{name}_seg.nii.gz")
+        assert answer.shape == shape
+        np.testing.assert_allclose(answer.affine, affine, atol=1e-4)
+        reached[name] = dice(np.asarray(answer.dataobj) == 1, truths[name])
+    assert reached["untouched"] > 0.97
+    assert min(reached.values()) > reached["untouched"] - 0.02, reached
+    with (output / "report.csv").open(newline="") as file:
+        volumes = {
+            Path(row["case"]).name.split(".")[0]: row["anterior hippocampus (ml)"] for row in csv.DictReader(file)
+        }
+    for name, (affine, _) in grids.items():
+        truth = np.count_nonzero(truths[name]) * abs(np.linalg.det(affine[:3, :3])) / 1000
+        assert float(volumes[name]) == pytest.approx(truth, rel=0.05)
