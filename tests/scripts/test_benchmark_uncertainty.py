@@ -1,0 +1,51 @@
+"""The table of uncertainties: its figures against SciPy's and against what is known of made-up answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+
+from dbisl.networks import DualTaskVNet
+from scripts.benchmark_uncertainty import MAPS, auroc, benchmark, calibration_error
+from scripts.make_demo_data import make_demo_data
+
+
+def test_auroc_is_the_statistic_of_mann_and_whitney() -> None:
+    random = np.random.default_rng(0)
+    values, positive = random.integers(0, 20, size=(7, 8)).astype(float), random.random((7, 8)) < 0.3
+    expected = mannwhitneyu(values[positive], values[~positive]).statistic / (positive.sum() * (~positive).sum())
+    assert auroc(values, positive) == pytest.approx(expected)
+    assert np.isnan(auroc(values, np.zeros_like(positive)))
+
+
+def test_calibration_error_of_known_confidences() -> None:
+    confidence = np.array([0.9] * 10 + [0.6] * 10)
+    right = np.array([True] * 7 + [False] * 3 + [True] * 8 + [False] * 2)  # 0.7 where 0.9 was said, 0.8 where 0.6
+    assert calibration_error(confidence, right) == pytest.approx((0.2 + 0.2) / 2)
+    random = np.random.default_rng(0)
+    sure = random.uniform(0.5, 1, size=200_000)
+    assert calibration_error(sure, random.random(200_000) < sure) < 0.01
+
+
+def test_table_of_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_demo_data(str(tmp_path / "data"), num_labeled=1, num_unlabeled=1, num_validation=3)
+    torch.manual_seed(0)
+    torch.save(DualTaskVNet(out_channels=3, features=4, levels=4).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "small.yaml").write_text("network_def#features: 4\namp: false\n")
+    benchmark(
+        str(tmp_path / "data"),
+        str(tmp_path / "model.pt"),
+        config_file=str(tmp_path / "small.yaml"),
+        output=str(tmp_path / "uncertainty.json"),
+    )
+    results = json.loads((tmp_path / "uncertainty.json").read_text())
+    assert list(results["table"]) == list(MAPS) and len(results["scans"]) == 3
+    for name, row in results["table"].items():
+        assert -1 <= row["spearman"] <= 1 and 0 <= row["auroc"] <= 1 and 0 <= row["auroc_near"] <= 1
+        assert (row["ece"] is None) == (name == "disagreement")
+    assert "| fused entropy | " in capsys.readouterr().out
