@@ -57,3 +57,12 @@ def test_without_unlabeled_scans_it_says_so_and_goes_on(caplog: pytest.LogCaptur
 def test_without_labeled_scans_it_refuses() -> None:
     with pytest.raises(ValueError, match="no labeled scans"):
         TwoStreamLoader(stream(0, 2), stream(3, 2))
+
+
+def test_without_labeled_scans_it_goes_on_where_labels_are_not_required(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        batches = list(islice(TwoStreamLoader(stream(0, 2), stream(3, 2), labels_required=False), 3))
+    assert all(set(batch) == {"unlabeled"} for batch in batches)
+    assert "no labeled scans" in caplog.text
+    with pytest.raises(ValueError, match="no labeled scans"):
+        TwoStreamLoader(stream(0, 2), stream(0, 2), labels_required=False)

@@ -9,7 +9,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch.nn import functional
 
-from dbisl.losses import TERMS, DBiSLLoss, dice_cross_entropy, harden, normalised_entropy
+from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss, dice_cross_entropy, harden, normalised_entropy
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM, signed_distance_map
 
 CLASSES, SIZE = 3, (8, 10, 8)
@@ -248,3 +248,13 @@ def test_missing_maps_are_named(batch: dict[str, torch.Tensor]) -> None:
         make_loss({"regression": 1})((batch["logits"], None), batch["label"], batch["target"])
     with pytest.raises(ValueError, match="need the SDM of the labels"):
         make_loss({"regression": 1})((batch["logits"], batch["sdm"]), batch["label"])
+
+
+def test_without_labels_only_the_unlabeled_terms_count(batch: dict[str, torch.Tensor]) -> None:
+    loss = make_loss(dict.fromkeys(TERMS, 1.0))
+    total, terms = loss((batch["logits"], batch["sdm"]), batch["label"][:0])
+    assert set(terms) == set(TERMS) - set(LABELED_TERMS)
+    torch.testing.assert_close(total, sum(terms.values()))
+    loss.ramp = 0.0
+    with pytest.raises(ValueError, match="without labels, expected a warm_up of 0"):
+        loss((batch["logits"], batch["sdm"]), batch["label"][:0])

@@ -77,6 +77,7 @@ def find_cases(
     dataset_dir: str | os.PathLike[str],
     datalist: str | os.PathLike[str] | None = None,
     num_labeled: int | None = None,
+    labels_required: bool = True,
 ) -> Cases:
     """Find the labeled, unlabeled and validation cases of a data set.
 
@@ -99,6 +100,8 @@ def find_cases(
         datalist: JSON file, as given or inside ``dataset_dir``; None to use the folder's layout.
         num_labeled: hides the labels of all but the first so many labeled training cases: the others are appended to
             the unlabeled cases. None keeps every label.
+        labels_required: whether a data set without any label is an error. It is none for one client of a federated
+            training, whose network learns from the other clients' labels.
 
     Raises:
         InputError: when the input cannot be used; the sentence says why.
@@ -123,7 +126,7 @@ def find_cases(
         origin = f"the last fifth of the labeled cases, since {source.name} names none"
     else:
         validation, origin = source.validation, source.name
-    _require_usable(labeled, unlabeled, validation, source.name)
+    _require_usable(labeled, unlabeled, validation, source.name, labels_required)
     labeled, hidden = _hide_labels(labeled, num_labeled, len(validation) if source.validation is None else 0)
     unlabeled += hidden
 
@@ -231,13 +234,14 @@ def _require_usable(
     unlabeled: Sequence[Mapping[str, str]],
     validation: Sequence[Mapping[str, str]],
     source: str,
+    labels_required: bool,
 ) -> None:
     for case in validation:
         if "label" not in case:
             raise InputError(f"{source}: the validation case {case['image']} has no label file: expected one for each.")
     for image in _in_both([*labeled, *unlabeled], validation):
         raise InputError(f"{source}: {image} is listed for training and for validation: expected in one of them only.")
-    if not labeled:
+    if not labeled and labels_required:
         raise InputError(
             f"{source}: found no label among {len(unlabeled)} training cases: expected at least one label file, with "
             "the file name of its image, in labels/ or labelsTr/."

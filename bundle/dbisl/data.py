@@ -46,15 +46,20 @@ class EndlessSampler(Sampler[int]):
 class TwoStreamLoader:
     """Batches of both streams: ``{"labeled": batch, "unlabeled": batch}``, without end.
 
-    Where there are no unlabeled scans the batches have no ``"unlabeled"``, and the log says so.
+    Where there are no scans of one kind the batches lack its key, and the log says so.
 
     Args:
-        labeled: loader over the labeled scans, endless by its sampler.
+        labeled: loader over the labeled scans, endless by its sampler; its dataset may be empty if labels are not
+            required.
         unlabeled: likewise over the unlabeled ones; its dataset may be empty.
+        labels_required: whether having no labeled scans is an error.
+
+    Raises:
+        ValueError: when there are no labeled scans and labels are required, or no scans at all.
     """
 
-    def __init__(self, labeled: DataLoader, unlabeled: DataLoader) -> None:
-        if len(labeled.dataset) == 0:  # type: ignore[arg-type]
+    def __init__(self, labeled: DataLoader, unlabeled: DataLoader, labels_required: bool = True) -> None:
+        if len(labeled.dataset) == 0 and (labels_required or len(unlabeled.dataset) == 0):  # type: ignore[arg-type]
             raise ValueError("there are no labeled scans to train on.")
         self.labeled = labeled
         self.unlabeled = unlabeled
@@ -66,6 +71,10 @@ class TwoStreamLoader:
             logger.warning("no unlabeled scans: training is supervised, on the labeled scans only")
             for batch in self.labeled:
                 yield {"labeled": batch}
+        elif labeled == 0:
+            logger.warning("no labeled scans: training has the unlabeled terms alone")
+            for batch in self.unlabeled:
+                yield {"unlabeled": batch}
         else:
             for batch, unlabeled_batch in zip(self.labeled, self.unlabeled, strict=False):
                 yield {"labeled": batch, "unlabeled": unlabeled_batch}

@@ -91,8 +91,9 @@ class CollapseGuard:
 
     def add(self, engine: Any) -> None:
         terms = engine.state.output["terms"]
-        if "foreground_unlabeled" in terms and (self.loss.ramp > 0 or self.holding):
-            self._sums = self._sums + torch.stack([terms["foreground_labeled"], terms["foreground_unlabeled"]])
+        fractions = [terms[name] for name in ("foreground_labeled", "foreground_unlabeled") if name in terms]
+        if len(fractions) == 2 and (self.loss.ramp > 0 or self.holding):
+            self._sums = self._sums + torch.stack(fractions)
 
     def decide(self, engine: Any) -> None:
         sums, self._sums = self._sums, 0.0

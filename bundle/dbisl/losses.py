@@ -175,12 +175,13 @@ class DBiSLLoss(nn.Module):
         """Whether a pseudo-supervised term counts now; if not, no teacher need be asked."""
         return self.ramp > 0 and any(name in self.weights for name in PSEUDO_TERMS)
 
-    def _factors(self, has_unlabeled: bool) -> dict[str, float]:
+    def _factors(self, has_labeled: bool, has_unlabeled: bool) -> dict[str, float]:
         """Factor in the total of each term that counts for this batch."""
         factors = {
             name: weight if name in LABELED_TERMS else self.ramp * weight for name, weight in self.weights.items()
         }
-        return {name: f for name, f in factors.items() if f > 0 and (has_unlabeled or name not in PSEUDO_TERMS)}
+        absent = (*(() if has_labeled else LABELED_TERMS), *(() if has_unlabeled else PSEUDO_TERMS))
+        return {name: factor for name, factor in factors.items() if factor > 0 and name not in absent}
 
     def forward(
         self,
@@ -190,6 +191,8 @@ class DBiSLLoss(nn.Module):
         teacher: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compare the answers for a batch whose first ``B_l`` items are labeled and whose others are not.
+
+        Either kind may be absent; its terms are then not computed.
 
         Args:
             prediction: ``(logits, R)``, each ``B x K x *spatial``; ``R`` is None for a single-task network.
@@ -202,11 +205,17 @@ class DBiSLLoss(nn.Module):
             The total, and each term that was computed by name, before its weight (detached).
 
         Raises:
-            ValueError: when a term needs the SDM of the network or of the label and there is none.
+            ValueError: when a term needs the SDM of the network or of the label and there is none, or when no term
+                counts for such a batch.
         """
         sizes = [len(label), len(prediction[0]) - len(label)]
         labeled, unlabeled = self._answers(prediction, sizes)
-        factors = self._factors(has_unlabeled=sizes[1] > 0)
+        factors = self._factors(has_labeled=sizes[0] > 0, has_unlabeled=sizes[1] > 0)
+        if not factors:
+            raise ValueError(
+                f"no term of the loss counts for {sizes[0]} labeled and {sizes[1]} unlabeled items at a ramp of "
+                f"{self.ramp:g}: without labels, expected a warm_up of 0."
+            )
         terms = self._labeled_terms(factors, labeled, label, sdm)
         terms |= self._consistency_terms(factors, [labeled, unlabeled])
         if any(name in factors for name in PSEUDO_TERMS):

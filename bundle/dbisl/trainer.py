@@ -28,7 +28,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     """One forward pass over a labeled and an unlabeled stream, and a loss over both.
 
     The loader gives ``{"labeled": {image, label, sdm}, "unlabeled": {image, weak_image}}``
-    (:class:`dbisl.data.TwoStreamLoader`), each with a ``case``, the names that a message needs; ``"unlabeled"`` may be
+    (:class:`dbisl.data.TwoStreamLoader`), each with a ``case``, the names that a message needs; one of the two may be
     missing. ``engine.state.output`` holds the ``image`` and ``label`` of the labeled part, ``pred``, its logits, the
     ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part, and the fraction
     of foreground in the labels and in what is predicted on the unlabeled scans, by the teacher while it is asked (a
@@ -77,13 +77,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         Workflow.run(self)  # past SupervisedTrainer's own, which makes a scaler for CUDA whatever the dtype
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        labeled = batchdata["labeled"]
         unlabeled = batchdata.get("unlabeled") if self.loss_function.uses_unlabeled else None
-        images, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
-        if unlabeled is not None:
-            images = torch.cat([images, *self._to_device(unlabeled[Keys.IMAGE])])
+        images, label, sdm = self._images_and_label(batchdata.get("labeled"), unlabeled)
         taught = mixed = self._teach(unlabeled)
-        if taught is not None and self.copy_paste is not None:
+        if taught is not None and self.copy_paste is not None and len(label) > 0:
             images, mixed = self.copy_paste(images, label, sdm, taught)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -117,6 +114,17 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
+    def _images_and_label(
+        self, labeled: Mapping[str, Any] | None, unlabeled: Mapping[str, Any] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The images of both streams, and label and SDM of the labeled one (of no items, where there is none)."""
+        images = [] if unlabeled is None else self._to_device(unlabeled[Keys.IMAGE])
+        if labeled is None:
+            (image,) = images
+            return image, image.new_zeros(0, 1, *image.shape[2:], dtype=torch.uint8), None
+        image, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
+        return torch.cat([image, *images]), label, sdm
+
     def _to_device(self, *tensors: torch.Tensor | None) -> list[Any]:
         """Plain tensors on the device: metadata would be carried through every operation of the step."""
         plain = [tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor for tensor in tensors]
@@ -142,8 +150,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     ) -> dict[str, torch.Tensor | float]:
         logits = logits.to(torch.float32, memory_format=torch.contiguous_format)  # reductions over classes want it
         values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
-        values["dice"] = _hard_dice(logits[: len(label)], label)
-        values["foreground_labeled"] = (label > 0).float().mean()
+        if len(label) > 0:
+            values["dice"] = _hard_dice(logits[: len(label)], label)
+            values["foreground_labeled"] = (label > 0).float().mean()
         if len(logits) > len(label):
             unlabeled = logits[len(label) :] if taught is None else taught[0].float()
             values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()

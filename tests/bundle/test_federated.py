@@ -27,8 +27,8 @@ def average(of_clients: list[Weights]) -> Weights:
     }
 
 
-@pytest.fixture
-def clients(root: Path, tmp_path: Path) -> list[MonaiAlgo]:
+@pytest.fixture(params=["both have labels", "one has none"])
+def clients(root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> list[MonaiAlgo]:
     answer = []
     for index in range(2):
         data, bundle = tmp_path / f"data_{index}", tmp_path / f"client_{index}" / "bundle"
@@ -37,8 +37,15 @@ def clients(root: Path, tmp_path: Path) -> list[MonaiAlgo]:
         shutil.copytree(root / "bundle", bundle, ignore=ignored)
         places = {"bundle_root": str(bundle), "dataset_dir": str(data), "device": "cpu", "num_workers": 0}
         short = {**TINY, "patch_size": [24, 24, 24], "amp": False}
+        files = ["configs/train.json"]
+        if index == 1 and request.param == "one has none":
+            shutil.rmtree(data / "labels")
+            (data / "val.list").unlink()
+            files.append("configs/no_labels.json")
         client = MonaiAlgo(
             bundle_root="bundle",
+            config_train_filename=files,
+            config_evaluate_filename=[*files, "configs/evaluate.json"],
             local_epochs=1,
             send_weight_diff=False,
             train_kwargs={**places, **short},
@@ -72,9 +79,9 @@ def test_two_clients_learn_together(clients: list[MonaiAlgo]) -> None:
             assert any(not torch.equal(answer.weights[name], tensor) for name, tensor in shared.items())
             sent.append({name: tensor.clone() for name, tensor in answer.weights.items()})
         shared = average(sent)
+    metrics = clients[0].evaluate(ExchangeObject(weights=shared)).metrics
+    assert 0 <= metrics["val_mean_dice"] <= 1
     for client in clients:
-        metrics = client.evaluate(ExchangeObject(weights=shared)).metrics
-        assert 0 <= metrics["val_mean_dice"] <= 1
         best = client.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL}).weights
         assert set(best) == set(shared)
         client.finalize()
