@@ -163,6 +163,7 @@ def test_inference_shares_the_network_and_the_transforms_of_training(root: Path)
     own = {
         "imports",
         "fused_slope",
+        "reader",
         "dataset_dir",
         "output_dir",
         "load_keys",
