@@ -89,7 +89,7 @@ def test_windows_are_even_and_overlap_at_least_as_asked(size: tuple[int, ...], o
 
 def test_even_windows_are_no_more_than_monais() -> None:
     size = (37, 41)
-    image = torch.zeros(1, 1, *size)
+    image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
     for overlap in (0.1, 0.3, 0.5, 0.8):
         windows = {"even": 0, "monai": 0}
 
@@ -161,3 +161,25 @@ def test_flips_are_averaged_over_every_combination_of_the_axes() -> None:
         answer = inferer(image, network)
         expected = [network(image.flip(axes)).flip(axes) for axes in ([], [2], [4], [2, 4])]
     torch.testing.assert_close(answer, torch.stack(expected).mean(dim=0))
+
+
+@pytest.mark.parametrize("sw_batch_size", [1, 3])
+def test_air_passes_through_the_network_once_and_the_answer_is_monais(sw_batch_size: int) -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(in_channels=2, out_channels=3, features=4, levels=3, fused_slope=5.0).eval()
+    image = torch.full((1, 2, 64, 32, 32), -1.0)
+    image[:, 1] = 0.5
+    image[:, :, 48:] = torch.randn(1, 2, 16, 32, 32)
+    windows: list[int] = []
+
+    def counted(batch: torch.Tensor) -> torch.Tensor:
+        windows.append(len(batch))
+        return network(batch)
+
+    options = {"roi_size": (16, 16, 16), "sw_batch_size": sw_batch_size, "overlap": 0.0}
+    with torch.no_grad():
+        answer = EvenWindowInferer(**options)(image, counted)
+        expected = sliding_window_inference(image, predictor=network, **options)
+    torch.testing.assert_close(answer, expected)
+    # Of 16 windows 4 hold anything; of the others one (or the first batch of them) is asked about.
+    assert 4 + 1 <= sum(windows) <= 4 + sw_batch_size

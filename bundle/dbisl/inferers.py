@@ -14,11 +14,13 @@ from monai.utils import ensure_tuple_rep, fall_back_tuple
 
 
 class EvenWindowInferer(SlidingWindowInferer):
-    """MONAI's ``SlidingWindowInferer`` with its windows spread evenly, and with autocast on any device.
+    """MONAI's ``SlidingWindowInferer`` with its windows spread evenly, autocast on any device, and air for free.
 
-    The arguments are MONAI's, with two notes: ``overlap`` is the least overlap, because the windows are spread evenly
-    over each image, where MONAI's last window may repeat most of the one before; and ``device`` or ``cpu_thresh`` keep
-    the answer for an image that is too large for the GPU on the CPU, while the windows still run where the image is.
+    Windows of one and the same value (the air around a body, clipped to one intensity, or what a scan was padded with)
+    pass through the network once: it answers alike each time. The arguments are MONAI's, with two notes: ``overlap`` is
+    the least overlap, because the windows are spread evenly over each image, where MONAI's last window may repeat most
+    of the one before; and ``device`` or ``cpu_thresh`` keep the answer for an image that is too large for the GPU on
+    the CPU, while the windows still run where the image is.
 
     Args:
         amp: whether the network runs under bfloat16 autocast, on the CPU too; the answer is float32.
@@ -35,7 +37,7 @@ class EvenWindowInferer(SlidingWindowInferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """``B x C x *spatial`` to the answer of the network, ``B x channels x *spatial``, float32."""
 
-        def in_float32(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def in_float32(windows: torch.Tensor) -> torch.Tensor:
             total: torch.Tensor | float = 0.0
             for axes in self.flips:
                 with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.amp):
@@ -45,7 +47,7 @@ class EvenWindowInferer(SlidingWindowInferer):
 
         even = copy.copy(self)  # the overlap is this image's; another thread may be at another image
         even.overlap = self.even_overlap(inputs.shape[2:])
-        return SlidingWindowInferer.__call__(even, inputs, in_float32, *args, **kwargs)  # type: ignore[return-value]
+        return SlidingWindowInferer.__call__(even, inputs, _OncePerConstant(in_float32))  # type: ignore[return-value]
 
     def stack(self, answer: Any) -> torch.Tensor:
         """The network's answer for one batch of windows as one float32 tensor."""
@@ -66,6 +68,27 @@ class EvenWindowInferer(SlidingWindowInferer):
                 overlap = max(1 - (step + 0.5) / window, 0.0)  # the half is cut off again by MONAI's int()
             overlaps.append(overlap)
         return tuple(overlaps)
+
+
+class _OncePerConstant:
+    """``network``, which is asked once about windows that hold one value a channel, and remembers its answer."""
+
+    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.network = network
+        self.known: dict[tuple[float, ...], torch.Tensor] = {}
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        low, high = torch.aminmax(windows.flatten(2), dim=2)
+        constant = (low == high).all(dim=1).tolist()
+        values = [tuple(row) if flat else None for row, flat in zip(low.tolist(), constant, strict=True)]
+        asked = [index for index, value in enumerate(values) if value is None or value not in self.known]
+        fresh = iter(self.network(windows[asked])) if asked else iter(())
+        answers = []
+        for index, value in enumerate(values):
+            answers.append(next(fresh) if index in asked else self.known[value])  # type: ignore[index]
+            if value is not None and value not in self.known:
+                self.known[value] = answers[-1].clone()  # not a view, which would keep its whole batch
+        return torch.stack(answers)
 
 
 class DualTaskInferer(EvenWindowInferer):
