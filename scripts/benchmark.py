@@ -32,6 +32,7 @@ import fire
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from monai.utils import ensure_tuple
 
 from dbisl.cases import find_cases
 
@@ -84,7 +85,8 @@ class Plan:
         return self.output_dir / "cells" / cell.name
 
     def evaluation(self, cell: Cell) -> Path:
-        return self.folder(cell) / f"{'test' if self.test_scans else 'validation'}-{self.checkpoint}"
+        scans = "validation" if self.test_scans is None else f"test-{_digest(self.test_scans.read_bytes())}"
+        return self.folder(cell) / f"{scans}-{self.checkpoint}"
 
     def files(self, cell: Cell) -> list[Path]:
         configs = BUNDLE / "configs"
@@ -92,20 +94,29 @@ class Plan:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """What a training depends on: a finished cell with another identity answers another question."""
-        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in self.files(cell)}
-        return {"dataset_dir": str(self.dataset_dir), "configs": digests, "overrides": self.overrides}
+        digests = [_digest(path.read_bytes()) for path in self.files(cell)]
+        cases = find_cases(self.dataset_dir, self.overrides.get("datalist"), cell.labels)
+        scans = _digest(json.dumps([cases.labeled, cases.unlabeled, cases.validation]).encode())
+        return {"scans": scans, "configs": digests, "overrides": self.overrides}
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether the cell was trained for this plan and evaluated."""
+        record = self.folder(cell) / "cell.json"
+        if not record.is_file() or not (self.evaluation(cell) / "cases.csv").is_file():
+            return False
+        return bool(json.loads(record.read_text())["identity"] == self.identity(cell))
 
 
 def benchmark(
     dataset_dir: str,
     output_dir: str,
-    methods: Sequence[str] = ("supervised", "dtc", "dbisl"),
-    labels: Sequence[int | str] = (4, 8, 16),
-    seeds: Sequence[int] = (0, 1, 2),
+    methods: str | Sequence[str] = ("supervised", "dtc", "dbisl"),
+    labels: int | str | Sequence[int | str] = (4, 8, 16),
+    seeds: int | Sequence[int] = (0, 1, 2),
     config_file: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
     checkpoint: str = "last",
-    baselines: Sequence[str] = ("supervised", "dtc"),
+    baselines: str | Sequence[str] = ("supervised", "dtc"),
     jobs: int | None = None,
     report_only: bool = False,
     evaluate_on_test_scans: str | None = None,
@@ -129,29 +140,40 @@ def benchmark(
     """
     if checkpoint not in CHECKPOINTS:
         raise SystemExit(f"checkpoint is {checkpoint!r}: expected one of {list(CHECKPOINTS)}.")
+    methods, labels, seeds, baselines = (ensure_tuple(value) for value in (methods, labels, seeds, baselines))
     known = sorted(path.stem for path in (BUNDLE / "configs" / "methods").glob("*.yaml"))
     unknown = [method for method in methods if method not in known]
     if unknown:
         raise SystemExit(f"methods has {unknown}: expected some of {known}.")
     output = Path(output_dir).resolve()
-    files = [config_file] if isinstance(config_file, str) else config_file
-    options = dict(overrides or {})
+    options = json.loads(json.dumps(overrides or {}))  # as a cell's record will hold them
+    if options.get("datalist") and Path(options["datalist"]).is_file():
+        options["datalist"] = str(Path(options["datalist"]).resolve())  # the trainings run in the bundle's folder
     cases = find_cases(dataset_dir, options.get("datalist"))
     test_scans = None
     if evaluate_on_test_scans is not None:
         used = [case["image"] for case in (*cases.labeled, *cases.unlabeled, *cases.validation)]
         test_scans = _test_scans(Path(evaluate_on_test_scans), used, output)
     plan = Plan(
-        Path(dataset_dir).resolve(), output, [Path(file).resolve() for file in files], options, checkpoint, test_scans
+        Path(dataset_dir).resolve(),
+        output,
+        [Path(file).resolve() for file in ensure_tuple(config_file)],
+        options,
+        checkpoint,
+        test_scans,
     )
     counts = [len(cases.labeled) if count == ALL else int(count) for count in labels]
     cells = [Cell(method, count, seed) for count in counts for seed in seeds for method in methods]
     failures = [] if report_only else _run_cells(plan, cells, jobs)
-    finished = [cell for cell in cells if (plan.evaluation(cell) / "cases.csv").is_file()]
+    finished = [cell for cell in cells if plan.finished(cell)]
     if finished:
         _report(plan, finished, baselines)
     if failures:
         raise SystemExit("\n".join(failures))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 # ---- running ----

@@ -89,12 +89,8 @@ def measure(answer: Mapping[Hashable, Any], truth: torch.Tensor) -> dict[str, di
     wrong = (classes != truth).numpy()
     near = binary_dilation(((classes > 0) | (truth > 0)).numpy(), iterations=MARGIN)
     foreground = max(int((classes > 0).sum()), 1)
-    dice = [
-        2
-        * int(((classes == index) & (truth == index)).sum())
-        / max(int((classes == index).sum() + (truth == index).sum()), 1)
-        for index in range(1, len(fused))
-    ]
+    pairs = [(classes == index, truth == index) for index in range(1, len(fused))]
+    dice = [2 * int((a & t).sum()) / int(a.sum() + t.sum()) for a, t in pairs if a.any() or t.any()]
     maps = {
         "fused entropy": (normalised_entropy(fused[None])[0, 0], fused),
         "disagreement": (answer["pred_uncertainty"][0], None),
@@ -105,7 +101,7 @@ def measure(answer: Mapping[Hashable, Any], truth: torch.Tensor) -> dict[str, di
     for name, (uncertainty, probabilities) in maps.items():
         values = uncertainty.numpy()
         figures[name] = {
-            "dice": float(np.mean(dice)),
+            "dice": float(np.mean(dice)) if dice else 1.0,  # nothing there, and nothing found
             "score": float(values.sum()) / foreground,
             "auroc": auroc(values, wrong),
             "auroc_near": auroc(values[near], wrong[near]),
@@ -127,7 +123,9 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy in bins of equal width (expected calibration error, Guo et al. 2017)."""
+    """Mean distance of confidence and accuracy in bins of equal width (Guo et al. 2017); NaN of no voxels."""
+    if confidence.size == 0:
+        return float("nan")
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     sizes = np.bincount(bins, minlength=BINS)
     gaps = np.abs(np.bincount(bins, confidence, BINS) - np.bincount(bins, right, BINS))
@@ -144,7 +142,7 @@ def summarise(scans: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
             "spearman": float(correlation),
             "auroc": float(np.nanmean([row["auroc"] for row in rows])),
             "auroc_near": float(np.nanmean([row["auroc_near"] for row in rows])),
-            "ece": float(np.mean([row["ece"] for row in rows])) if "ece" in rows[0] else None,
+            "ece": float(np.nanmean([row["ece"] for row in rows])) if "ece" in rows[0] else None,
         }
     return table
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import Dataset, FolderLayout, MetaTensor, NibabelWriter
+from monai.data import Dataset, FolderLayoutBase, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.utils.enums import CommonKeys as Keys
 
-from dbisl.cases import MAX_REPORTED, InputError, check_image
+from dbisl.cases import EXTENSIONS, MAX_REPORTED, InputError, check_image
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,32 @@ class ArchiveReport:
         self.class_names = list(class_names)
         self.results: list[ScanResult] = []
 
+    def read(self) -> dict[str, ScanResult]:
+        """What an earlier run measured of the scans that it segmented, now skipped, by case."""
+        if not self.path.is_file():
+            return {}
+        names = self.class_names[1:]
+        with self.path.open(newline="") as file:
+            return {
+                row["case"]: ScanResult(
+                    row["case"],
+                    SKIPPED,
+                    seconds=float(row["seconds"] or 0),
+                    volumes_ml={name: float(row[f"{name} (ml)"]) for name in names if row.get(f"{name} (ml)")},
+                    uncertainty=float(row["uncertainty"]) if row["uncertainty"] else None,
+                )
+                for row in csv.DictReader(file)
+                if row["status"] in (SEGMENTED, SKIPPED)
+            }
+
     def add(self, result: ScanResult) -> None:
         self.results.append(result)
         if result.status == FAILED:
             logger.warning(result.reason)
+        self.write()
+
+    def write(self) -> None:
+        """Write all results, whole or not at all."""
         columns = ["case", "status", "seconds", *(f"{name} (ml)" for name in self.class_names[1:])]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -69,9 +91,11 @@ class ArchiveReport:
             writer = csv.writer(file)
             writer.writerow([*columns, "uncertainty", "reason"])
             for one in self.results:
-                volumes = [f"{one.volumes_ml[name]:.3f}" if one.volumes_ml else "" for name in self.class_names[1:]]
+                volumes = [
+                    f"{one.volumes_ml[name]:.3f}" if name in one.volumes_ml else "" for name in self.class_names[1:]
+                ]
                 uncertainty = "" if one.uncertainty is None else f"{one.uncertainty:.4f}"
-                seconds = f"{one.seconds:.1f}" if one.status != SKIPPED else ""
+                seconds = f"{one.seconds:.1f}" if one.seconds else ""
                 writer.writerow([one.case, one.status, seconds, *volumes, uncertainty, one.reason])
         os.replace(temporary, self.path)
 
@@ -81,6 +105,7 @@ class ArchiveReport:
         Raises:
             InputError: when a scan failed, so that the program's exit code says so.
         """
+        self.write()
         counts = {status: sum(one.status == status for one in self.results) for status in (SEGMENTED, SKIPPED, FAILED)}
         summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         logger.info("%d scans: %s; see %s", len(self.results), summary, self.path)
@@ -175,10 +200,37 @@ class WholeNibabelWriter(NibabelWriter):
             temporary.unlink(missing_ok=True)
 
 
+class ScanLayout(FolderLayoutBase):
+    """Where the images made of a scan go: ``output_dir/NAME_POSTFIX.nii.gz``.
+
+    MONAI's ``FolderLayout`` takes whatever follows the last dot for an extension; the name of a DICOM series may be a
+    UID, which is full of dots.
+
+    Args:
+        output_dir: made when a file is to go there.
+        postfix: what the name ends in; "" for the scan's own name.
+        separate_folder: whether each scan has a folder of its name.
+    """
+
+    def __init__(self, output_dir: str, postfix: str, separate_folder: bool = False) -> None:
+        self.output_dir = Path(output_dir)
+        self.postfix = postfix
+        self.separate_folder = separate_folder
+
+    def filename(self, subject: Any = "subject", idx: Any = None, **kwargs: Any) -> str:
+        """Path for the scan ``subject`` (its path); its folder is made."""
+        name = _scan_name(str(subject))
+        folder = self.output_dir / name if self.separate_folder else self.output_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder / f"{name}{f'_{self.postfix}' if self.postfix else ''}{EXTENSIONS[0]}")
+
+
 def unfinished(
-    cases: Sequence[dict[str, str]], report: ArchiveReport, layout: FolderLayout, skip_existing: bool
+    cases: Sequence[dict[str, str]], report: ArchiveReport, layout: ScanLayout, skip_existing: bool
 ) -> list[dict[str, str]]:
-    """The scans whose segmentation is still to be made; the others go into the report as skipped.
+    """The scans whose segmentation is still to be made; the others go into the report as they were measured.
+
+    A file that is the segmentation of another scan in the list is no scan.
 
     Args:
         cases: from :func:`dbisl.cases.find_images`.
@@ -187,23 +239,40 @@ def unfinished(
         skip_existing: False: all of them, over what an earlier run has written.
 
     Raises:
-        InputError: when two scans would have the same output file.
+        InputError: when a scan would be overwritten, or two scans would have the same output file.
     """
+    inputs = {os.path.realpath(case["case"]) for case in cases}
+    outputs = {case["case"]: layout.filename(case["case"]) for case in cases}
+    made = {os.path.realpath(path) for path in outputs.values()} & inputs
     scans: dict[str, str] = {}
     left = []
-    for case in cases:
-        path = str(layout.filename(case["case"]))
+    measured = report.read() if skip_existing else {}
+    for case, path in outputs.items():
+        if os.path.realpath(path) == os.path.realpath(case):
+            raise InputError(
+                f"{case} would be overwritten by its segmentation: expected another output_dir or postfix."
+            )
+        if os.path.realpath(case) in made:
+            continue
         if path in scans:
             raise InputError(
-                f"{scans[path]} and {case['case']} would both be written to {path}: expected different names, or "
-                "separate_folder."
+                f"{scans[path]} and {case} would both be written to {path}: expected different names, or one run each "
+                "with an output_dir of its own."
             )
-        scans[path] = case["case"]
+        scans[path] = case
         if skip_existing and os.path.isfile(path):
-            report.add(ScanResult(case["case"], SKIPPED))
+            report.results.append(measured.get(case, ScanResult(case, SKIPPED)))
         else:
-            left.append(case)
+            left.append({"image": case, "case": case})
     return left
+
+
+def _scan_name(case: str) -> str:
+    """Name of a scan without its folder and extension."""
+    name = Path(case).name
+    for extension in EXTENSIONS:
+        name = name.removesuffix(extension)
+    return name
 
 
 def _sentence(case: str, error: BaseException) -> str:

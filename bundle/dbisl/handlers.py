@@ -191,6 +191,7 @@ class Checkpoints:
         self.ckpt_dir.mkdir(parents=True, exist_ok=True)
         if self.resume:
             self._load(engine)
+            self.resume = False  # a later run of the same trainer goes on from where it is
 
     def _load(self, engine: Any) -> None:
         path = self.ckpt_dir / "checkpoint.pt"

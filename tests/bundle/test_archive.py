@@ -13,12 +13,12 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from dbisl.cases import InputError
-from dbisl.networks import DualTaskVNet
+from dbisl.networks import DualTaskVNet, VNet
 
 Segment = Callable[..., None]
 Report = Callable[[], list[dict[str, str]]]
@@ -122,7 +122,10 @@ def test_a_second_run_skips_what_is_there(tmp_path: Path, segment: Segment, repo
     segment([str(scans[0])])
     before = (tmp_path / "out" / "a_seg.nii.gz").stat().st_mtime_ns
     segment([str(scan) for scan in scans], skip_existing=True)
-    assert [row["status"] for row in report()] == ["skipped", "segmented"]
+    rows = report()
+    assert [row["status"] for row in rows] == ["skipped", "segmented"]
+    # What the first run measured is not lost: both scans are the same.
+    assert all(rows[0][name] == rows[1][name] != "" for name in rows[0] if name.endswith("(ml)"))
     assert (tmp_path / "out" / "a_seg.nii.gz").stat().st_mtime_ns == before
 
 
@@ -131,6 +134,44 @@ def test_scans_of_one_name_are_kept_apart(tmp_path: Path, segment: Segment) -> N
     with pytest.raises(InputError, match="would both be written to"):
         segment(scans)
     assert not (tmp_path / "out" / "report.csv").exists()
+
+
+def test_the_users_scans_are_safe(tmp_path: Path, segment: Segment, report: Report) -> None:
+    scan = write(tmp_path / "out" / "one.nii.gz", GOOD)  # the output folder is the input folder
+    before = scan.read_bytes()
+    with pytest.raises(InputError, match="would be overwritten by its segmentation"):
+        segment(str(tmp_path / "out"), output_postfix="")
+    assert scan.read_bytes() == before
+    for _ in range(2):  # the second time the first answer lies beside the scan
+        segment(str(tmp_path / "out"))
+        assert [Path(row["case"]).name for row in report()] == ["one.nii.gz"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one.nii.gz", "one_seg.nii.gz", "report.csv"}
+
+
+def test_names_full_of_dots_are_kept(tmp_path: Path, segment: Segment) -> None:
+    scans = [str(write(tmp_path / "scans" / f"1.2.840.{index}.nii.gz", GOOD)) for index in (1, 2)]
+    segment(scans)
+    written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {"1.2.840.1_seg.nii.gz", "1.2.840.2_seg.nii.gz"}
+
+
+def test_band_of_a_data_set_reaches_the_maps_in_either_order(root: Path) -> None:
+    configs = root / "bundle" / "configs"
+    for files in (("maps.json", "datasets/la.yaml"), ("datasets/la.yaml", "maps.json")):
+        parser = ConfigParser()
+        parser.read_config([str(configs / name) for name in ("inference.json", *files)])
+        assert parser["sdm_band"] == 3.125
+
+
+def test_single_task_network_has_maps_without_a_distance(
+    tmp_path: Path, weights: Path, segment: Segment, report: Report
+) -> None:
+    torch.save(VNet(out_channels=3, features=4, levels=4).state_dict(), weights)
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
+    segment(str(scan), ("maps.json",), **{"network_def#_target_": "dbisl.networks.VNet"})
+    assert [row["status"] for row in report()] == ["segmented"]
+    written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {f"one_{name}.nii.gz" for name in ("seg", "probability", "entropy", "disagreement")}
 
 
 def test_maps_lie_beside_the_segmentation(tmp_path: Path, segment: Segment) -> None:

@@ -31,7 +31,7 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def call(**options: Any) -> None:
-        common = {"methods": ["supervised", "dbisl"], "labels": [2], "seeds": [0], "overrides": TINY, "jobs": 2}
+        common = {"methods": ["supervised", "dbisl"], "labels": 2, "seeds": 0, "overrides": TINY, "jobs": 2}
         benchmark(str(data), str(tmp_path / "out"), **{**common, **options})
 
     return call
@@ -64,14 +64,17 @@ def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys
 
     # Another question must not get the old answer, and nothing of the old one is touched.
     capsys.readouterr()
+    table = (out / "table.md").read_text()
     with pytest.raises(SystemExit, match="run with another overrides: expected the same, or an empty folder"):
         run(overrides={**TINY, "learning_rate": 0.1})
+    run(overrides={**TINY, "learning_rate": 0.1}, report_only=True)
+    assert (out / "table.md").read_text() == table
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
 
 
 def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(methods=["supervised"], overrides={"learning_rat": 0.1})
+        run(methods="supervised", overrides={"learning_rat": 0.1})
     message = str(caught.value)
     assert message.startswith("supervised-2-0 failed: training ended with code 1") and "learning_rat" in message
     assert not (tmp_path / "out" / "results.csv").exists()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu
+from scipy.stats import entropy, mannwhitneyu
 
 from dbisl.networks import DualTaskVNet
-from scripts.benchmark_uncertainty import MAPS, auroc, benchmark, calibration_error
+from scripts.benchmark_uncertainty import MAPS, auroc, benchmark, calibration_error, measure
 from scripts.make_demo_data import make_demo_data
 
 
@@ -30,6 +30,32 @@ def test_calibration_error_of_known_confidences() -> None:
     random = np.random.default_rng(0)
     sure = random.uniform(0.5, 1, size=200_000)
     assert calibration_error(sure, random.random(200_000) < sure) < 0.01
+
+
+def test_figures_of_a_known_answer() -> None:
+    truth = torch.zeros(12, 12, 12, dtype=torch.long)
+    truth[4:8, 4:8, 4:8] = 1
+    found = truth.clone()
+    found[7] = 0  # 16 of 64 voxels are missed, and unsure
+    p = torch.full((3, 12, 12, 12), 0.001)
+    p.scatter_(0, found[None], 0.998)
+    unsure = (found != truth)[None].expand(3, -1, -1, -1)
+    p = torch.where(unsure, torch.tensor([0.5, 0.4, 0.1]).view(3, 1, 1, 1), p)
+    maps = {"pred": p, "pred_segmentation": p, "pred_regression": p, "pred_uncertainty": torch.zeros(1, 12, 12, 12)}
+    figures = measure(maps, truth)["fused entropy"]
+    assert figures["dice"] == pytest.approx(2 * 48 / (48 + 64))  # of the class that is there
+    assert figures["auroc"] == figures["auroc_near"] == 1
+    expected = sum(entropy(p.flatten(1).numpy(), base=3, axis=0)) / 48
+    assert figures["score"] == pytest.approx(expected, rel=1e-4)
+    assert measure(maps, truth)["disagreement"]["auroc"] == 0.5
+
+
+def test_empty_scan_that_is_answered_empty_is_right() -> None:
+    p = torch.zeros(2, 6, 6, 6)
+    p[0] = 1
+    maps = {"pred": p, "pred_segmentation": p, "pred_regression": p, "pred_uncertainty": torch.zeros(1, 6, 6, 6)}
+    figures = measure(maps, torch.zeros(6, 6, 6, dtype=torch.long))["fused entropy"]
+    assert figures["dice"] == 1 and np.isnan(figures["ece"])
 
 
 def test_table_of_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
