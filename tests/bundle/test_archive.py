@@ -174,6 +174,18 @@ def test_single_task_network_has_maps_without_a_distance(
     assert written == {f"one_{name}.nii.gz" for name in ("seg", "probability", "entropy", "disagreement")}
 
 
+def test_scans_of_several_channels(tmp_path: Path, weights: Path, segment: Segment, report: Report) -> None:
+    torch.save(DualTaskVNet(in_channels=2, out_channels=3, features=4, levels=4).state_dict(), weights)
+    write(tmp_path / "scans" / "two.nii.gz", np.stack([GOOD, 3 * GOOD[::-1] + 100], axis=-1))
+    write(tmp_path / "scans" / "one.nii.gz", GOOD)
+    with pytest.raises(InputError, match="1 of 2 scans failed"):
+        segment(str(tmp_path / "scans"), in_channels=2)
+    rows = {Path(row["case"]).name: row for row in report()}
+    assert "expected 3 axes and a last one of size 2 (in_channels is 2)" in rows["one.nii.gz"]["reason"]
+    assert rows["two.nii.gz"]["status"] == "segmented"
+    assert nib.nifti1.load(tmp_path / "out" / "two_seg.nii.gz").shape == GOOD.shape
+
+
 def test_maps_lie_beside_the_segmentation(tmp_path: Path, segment: Segment) -> None:
     scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
     segment(str(scan), ("maps.json",), separate_folder=True, keep_largest=[1, 2], fill_holes=[1, 2], flips=[0])
