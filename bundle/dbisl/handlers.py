@@ -59,24 +59,24 @@ class RampUp:
 
 
 class CollapseGuard:
-    """Holds the terms that need no label at 0 while hardly any foreground is found on the unlabeled scans.
+    """Holds the terms that need no label at 0 while far too little or too much foreground is found without labels.
 
-    An answer of background everywhere satisfies every such term, and once the teacher gives it nothing but the labeled
+    An answer of one class everywhere satisfies every such term, and once the teacher gives it nothing but the labeled
     terms leads back. After each epoch in which those terms counted, the mean fraction of foreground on the unlabeled
-    scans is compared with that in the labels; below ``min_ratio`` of it, the next epoch is one of labeled terms alone,
-    and so on until it has recovered. Each time is logged as a warning.
+    scans is compared with that in the labels; outside of ``min_ratio`` to ``max_ratio`` times it, the next epoch is one
+    of labeled terms alone, and so on until it is back. Each time is logged as a warning.
 
     Args:
         loss: whose ``ramp`` is held. Attach this after the handler that moves it.
-        min_ratio: below which it is a collapse. 0 never holds anything: for unlabeled scans of which most show none of
-            the structures.
+        min_ratio: 0 holds nothing for too little: for unlabeled scans of which most show none of the structures.
+        max_ratio: infinity holds nothing for too much.
     """
 
-    def __init__(self, *, loss: DBiSLLoss, min_ratio: float = 0.2) -> None:
-        if not 0 <= min_ratio < 1:
-            raise ValueError(f"min_ratio must be at least 0 and below 1, got {min_ratio}.")
+    def __init__(self, *, loss: DBiSLLoss, min_ratio: float = 0.2, max_ratio: float = 3.0) -> None:
+        if not 0 <= min_ratio < 1 < max_ratio:
+            raise ValueError(f"expected 0 <= min_ratio < 1 < max_ratio, got {min_ratio} and {max_ratio}.")
         self.loss = loss
-        self.min_ratio = min_ratio
+        self.min_ratio, self.max_ratio = min_ratio, max_ratio
         self.holding = False
         self._sums: torch.Tensor | float = 0.0
 
@@ -100,14 +100,15 @@ class CollapseGuard:
         if isinstance(sums, float):
             return
         labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
-        self.holding = unlabeled < self.min_ratio * labeled
+        self.holding = not self.min_ratio * labeled <= unlabeled <= self.max_ratio * labeled
         if self.holding:
             logger.warning(
-                "epoch %d: the unlabeled scans show %.1f%% of the foreground that the labels show (less than %.0f%%): "
-                "the next epoch has labeled terms alone.",
+                "epoch %d: the unlabeled scans show %.0f%% of the foreground that the labels show (expected %.0f%% to "
+                "%.0f%%): the next epoch has labeled terms alone.",
                 engine.state.epoch,
-                100 * unlabeled / labeled,
+                100 * unlabeled / max(labeled, 1e-9),
                 100 * self.min_ratio,
+                100 * self.max_ratio,
             )
 
 
