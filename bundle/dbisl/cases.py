@@ -433,6 +433,7 @@ def check_cases(
     patch_divisor: int,
     spacing: Sequence[float] | None,
     bfloat16_on_cpu: bool = False,
+    labels_required: bool = True,
 ) -> None:
     """Read every file once, header and voxels, and raise one error that names the problems.
 
@@ -440,7 +441,7 @@ def check_cases(
     unlabeled case is never opened.
 
     Args:
-        labeled: training cases with labels, at least one.
+        labeled: training cases with labels, at least one unless labels are not required.
         unlabeled: training cases without labels; may be empty.
         validation: cases with labels; may be empty.
         in_channels: channels of an image: 1 for ``W x H x D`` files (a fourth axis of size 1 is accepted), otherwise
@@ -450,6 +451,7 @@ def check_cases(
         patch_divisor: what the network needs every patch size to be a multiple of.
         spacing: millimetres a voxel after resampling, an axis each in R, A, S order; None keeps each scan's own.
         bfloat16_on_cpu: whether the network trains under bfloat16 autocast on the CPU, which rules out some patches.
+        labels_required: whether having no labeled cases is a problem.
 
     Raises:
         InputError: one sentence a problem, one a line, in the order of the lists, at most ten.
@@ -462,7 +464,7 @@ def check_cases(
             f"patch_size is {patch_size[0]} on axis 0, where the network's deepest map then has 2 voxels, and bfloat16 "
             f"gradients of such maps are wrong on a CPU: expected at least {3 * patch_divisor}, or --amp False."
         )
-    _raise_if(options + _list_problems(labeled, unlabeled, validation))
+    _raise_if(options + _list_problems(labeled, unlabeled, validation, labels_required))
 
     read = {str(case["image"]) for case in labeled}
     cases: list[tuple[Any, Any]] = [(case["image"], case["label"]) for case in labeled]
@@ -512,10 +514,11 @@ def _list_problems(
     labeled: Sequence[Mapping[str, Any]],
     unlabeled: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
+    labels_required: bool,
 ) -> list[str]:
     problems = (
         []
-        if labeled
+        if labeled or not labels_required
         else ["There are no labeled cases: expected at least one image with a label (for evaluation, in val.list)."]
     )
     for name, cases, keys in (

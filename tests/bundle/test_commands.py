@@ -176,3 +176,16 @@ def test_inference_shares_the_network_and_the_transforms_of_training(root: Path)
         assert inference[key] == train[key], key
     windows = {key: value for key, value in train["validate"]["inferer"].items() if key != "_target_"}
     assert {key: value for key, value in inference["inferer"].items() if key not in ("_target_", "flips")} == windows
+
+
+def test_training_without_any_label_where_that_is_said(tmp_path: Path, demo_data: Path, run_bundle: Run) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "images").symlink_to(demo_data / "images")
+    places = {"dataset_dir": tmp_path / "scans", "ckpt_dir": tmp_path, "output_dir": tmp_path}
+    options = {**places, **TINY, "epochs": 1, "patch_size": "[24,24,24]"}
+    done = run_bundle("training", ["configs/train.json"], **options)
+    assert done.returncode != 0 and "found no label among" in done.stderr
+    done = run_bundle("training", ["configs/train.json", "configs/no_labels.json"], **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training has the unlabeled terms alone" in done.stdout + done.stderr
+    assert (tmp_path / "model_final.pt").is_file()
