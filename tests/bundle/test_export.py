@@ -40,7 +40,8 @@ def network(weights: Path) -> torch.nn.Module:
     return network
 
 
-def command(root: Path, *arguments: object) -> None:
+def command(root: Path, *arguments: object) -> str:
+    """Run one of MONAI's commands in the bundle's folder; what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
         cwd=root / "bundle",
@@ -51,6 +52,7 @@ def command(root: Path, *arguments: object) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 INFERENCE = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json")
@@ -64,7 +66,7 @@ def torchscript(root: Path, weights: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_network_takes_and_gives_what_the_metadata_says(root: Path) -> None:
-    command(root, "verify_net_in_out", "network_def", *INFERENCE)
+    assert "is verified with no error" in command(root, "verify_net_in_out", "network_def", *INFERENCE)
 
 
 @pytest.mark.parametrize("size", SIZES)
