@@ -109,6 +109,18 @@ def test_exported_networks_run_the_same_inference(
     assert np.mean(answers[2] != answers[0]) < 1e-4  # where two classes are as probable, rounding decides
 
 
+def test_maps_of_an_exported_network(root: Path, torchscript: Path, demo_data: Path, tmp_path: Path) -> None:
+    (scan, *_) = sorted((demo_data / "images").glob("*.nii.gz"))
+    files = "['configs/inference.json','configs/maps.json','configs/exported.json']"
+    options = ("--dataset_dir", scan, "--amp", "False", "--device", "cpu", "--ckpt_path", torchscript)
+    command(root, "run", "inference", "--config_file", files, *options, "--output_dir", tmp_path)
+    (path,) = tmp_path.glob("*_probability.nii.gz")
+    written = np.asarray(nib.nifti1.load(path).dataobj)
+    assert written.shape == (*nib.nifti1.load(scan).shape, 3) and not list(tmp_path.glob("*_sdm.nii.gz"))
+    assert written.max() > 0.6  # a softmax of probabilities stays below 0.58
+    np.testing.assert_allclose(written.sum(axis=-1), 1, atol=1e-5)
+
+
 def test_what_is_no_exported_network_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
     with pytest.raises(InputError, match=r"model\.pt is no exported network: expected the ending \.ts"):
