@@ -256,6 +256,61 @@ def test_ramp_up_waits_then_rises_to_one() -> None:
         RampUp(loss=loss, warm_up=-1, length=5)
 
 
+def ramps_of(handler: RampUp, dice: list[float | None], done: int = 0) -> list[float]:
+    """``ramp`` in each iteration of a training whose labeled patches have these Dice, after so many others."""
+    ramps = []
+
+    def iteration(engine: Engine, batch: Any) -> dict[str, Any]:
+        ramps.append(handler.loss.ramp)
+        value = dice[engine.state.iteration - done - 1]
+        return {"terms": {} if value is None else {"dice": torch.tensor(value)}}
+
+    engine = Engine(iteration)
+    handler.attach(engine)
+    engine.load_state_dict({"epoch_length": 1, "max_epochs": done + len(dice), "iteration": done})
+    engine.run([None])
+    return ramps
+
+
+def test_ramp_up_waits_until_the_labeled_patches_are_segmented() -> None:
+    handler = RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=0.6)
+    # The average over about ten iterations passes 0.6 between iteration 13 and 23 (both are 3 plus tens).
+    ramps = ramps_of(handler, [0.2] * 12 + [0.9] * 20)
+    assert ramps == [0.0] * 23 + [1.0] * 9
+
+
+def test_ramp_up_starts_after_the_longest_warm_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    handler = RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=0.6, max_warm_up=15)
+    assert ramps_of(handler, [0.25] * 20) == [0.0] * 15 + [1.0] * 5
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == (
+        "iteration 15: the Dice of the labeled patches is 0.25 (expected 0.60); the terms that need no label start all "
+        "the same"
+    )
+    with pytest.raises(ValueError, match=r"min_dice must be in \[0, 1\), got 1"):
+        RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=1)
+
+
+def test_ramp_up_without_labeled_patches_waits_for_the_iterations_alone() -> None:
+    handler = RampUp(loss=make_loss(), warm_up=4, length=0, min_dice=0.6)
+    assert ramps_of(handler, [None] * 8) == [0.0] * 4 + [1.0] * 4
+
+
+def test_ramp_up_and_guard_go_on_where_they_stopped() -> None:
+    dice: list[float | None] = [0.2] * 14 + [0.9] * 20
+    whole = ramps_of(RampUp(loss=make_loss(), warm_up=2, length=6, min_dice=0.6), dice)
+    for stop in (17, 25):
+        first, second = (RampUp(loss=make_loss(), warm_up=2, length=6, min_dice=0.6) for _ in range(2))
+        before = ramps_of(first, dice[:stop])
+        second.load_state_dict(first.state_dict())
+        assert before + ramps_of(second, dice[stop:], done=stop) == whole
+    holding, resumed = (CollapseGuard(loss=make_loss()) for _ in range(2))
+    holding.holding = True
+    resumed.load_state_dict(holding.state_dict())
+    resumed.hold(Engine(lambda engine, batch: None))
+    assert resumed.loss.ramp == 0
+
+
 def test_teacher_is_the_moving_average_and_starts_from_the_student() -> None:
     network = make_network()
     ema = EMAHandler(network, momentum=0.5, handle_buffers="update")

@@ -28,34 +28,82 @@ logger = logging.getLogger(__name__)
 
 
 class RampUp:
-    """Moves ``loss.ramp``, the factor of the terms that need no label, from 0 to 1.
+    """Moves ``loss.ramp``, the factor of the terms that need no label, from 0 to 1 once the labels have taught enough.
 
-    ``lambda(t) = exp(-5 * (1 - min(1, t / length))^2)`` (Laine and Aila, 2017), counted in iterations from the end of a
-    warm-up in which it is 0: consistency between two untrained tasks teaches both to answer background.
+    Before the rise is a warm-up at 0: consistency between two untrained tasks teaches both to answer background, and
+    the pseudo-labels of a teacher that knows little teach what is wrong. It ends after ``warm_up`` iterations, but not
+    before the Dice of the labeled patches (averaged over about ten iterations) has reached ``min_dice``, and at the
+    latest after ``max_warm_up`` iterations, with a warning. Without labeled patches there is no Dice to wait for. Then
+    ``lambda(t) = exp(-5 * (1 - min(1, t / length))^2)`` (Laine and Aila, 2017).
 
     Args:
         loss: whose ``ramp`` is set before each iteration.
-        warm_up: iterations at 0.
-        length: iterations from there to 1.
+        warm_up: iterations at 0, at least.
+        length: iterations from the end of the warm-up to 1.
+        min_dice: in [0, 1); 0 waits for nothing but ``warm_up``.
+        max_warm_up: iterations at 0, at most; not less than ``warm_up``. None: no limit.
     """
 
-    def __init__(self, *, loss: DBiSLLoss, warm_up: int, length: int) -> None:
+    CHECKED_EVERY = 10
+    """Iterations: to look at the Dice is to wait for a GPU."""
+
+    def __init__(
+        self, *, loss: DBiSLLoss, warm_up: int, length: int, min_dice: float = 0.0, max_warm_up: int | None = None
+    ) -> None:
         if warm_up < 0 or length < 0:
             raise ValueError(f"warm_up and length are numbers of iterations, got {warm_up} and {length}.")
+        if not 0 <= min_dice < 1:
+            raise ValueError(f"min_dice must be in [0, 1), got {min_dice}.")
         self.loss = loss
         self.warm_up = warm_up
         self.length = length
+        self.min_dice = min_dice
+        self.max_warm_up = math.inf if max_warm_up is None else max(warm_up, max_warm_up)
+        self.started_after: int | None = 0 if warm_up == 0 and min_dice == 0 else None
+        self._dice: torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.move)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.watch)
 
-    def __call__(self, engine: Engine) -> None:
-        since = engine.state.iteration - 1 - self.warm_up
-        if since < 0:
+    def move(self, engine: Engine) -> None:
+        if self.started_after is None:
             self.loss.ramp = 0.0
+            return
+        since = engine.state.iteration - 1 - self.started_after
+        progress = 1.0 if since >= self.length else since / self.length
+        self.loss.ramp = math.exp(-5 * (1 - progress) ** 2)
+
+    def watch(self, engine: Any) -> None:
+        if self.started_after is not None:
+            return
+        dice = engine.state.output["terms"].get("dice") if self.min_dice > 0 else None
+        if dice is not None:
+            self._dice = dice if self._dice is None else torch.lerp(self._dice, dice, 0.1)
+        iteration = engine.state.iteration
+        late = iteration >= self.max_warm_up
+        if iteration < self.warm_up or ((iteration - self.warm_up) % self.CHECKED_EVERY and not late):
+            return
+        reached = 1.0 if self._dice is None else float(idist.all_reduce(self._dice.clone())) / idist.get_world_size()
+        if reached >= self.min_dice:
+            logger.info("iteration %d: the terms that need no label start", iteration)
+        elif late:
+            logger.warning(
+                "iteration %d: the Dice of the labeled patches is %.2f (expected %.2f); the terms that need no label "
+                "start all the same",
+                iteration,
+                reached,
+                self.min_dice,
+            )
         else:
-            progress = 1.0 if since >= self.length else since / self.length
-            self.loss.ramp = math.exp(-5 * (1 - progress) ** 2)
+            return
+        self.started_after = iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"started_after": self.started_after, "dice": self._dice}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.started_after, self._dice = state["started_after"], state["dice"]
 
 
 class CollapseGuard:
@@ -110,6 +158,12 @@ class CollapseGuard:
                 100 * self.min_ratio,
                 100 * self.max_ratio,
             )
+
+    def state_dict(self) -> dict[str, bool]:
+        return {"holding": self.holding}
+
+    def load_state_dict(self, state: Mapping[str, bool]) -> None:
+        self.holding = state["holding"]
 
 
 class MeanTeacher:

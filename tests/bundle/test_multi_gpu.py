@@ -17,7 +17,7 @@ from scripts.make_demo_data import make_demo_data
 
 TRAIN = ["configs/train.json"]
 MULTI_GPU = [*TRAIN, "configs/multi_gpu_train.json"]
-SHORT = {**TINY, "device": "cpu", "patch_size": "[24,32,24]", "warm_up": 0, "ramp_up": 0}
+SHORT = {**TINY, "device": "cpu", "patch_size": "[24,32,24]", "warm_up": 0, "min_dice": 0, "ramp_up": 0}
 LOGGERS = {"StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "ProgressBar"}
 
 
