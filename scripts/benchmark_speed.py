@@ -343,7 +343,16 @@ def loader(setting: Setting, dataset_dir: str, config_file: Sequence[str], num_l
     with tempfile.TemporaryDirectory() as folder:
         parser.update({"bundle_root": str(BUNDLE), "dataset_dir": dataset_dir, "num_labeled": num_labeled})
         parser.update({"output_dir": folder, "ckpt_dir": folder, "device": str(setting.device), "amp": setting.amp})
-        parser.update({"epochs": 2, "iterations_per_epoch": iterations, "val_interval": 10, "warm_up": 0, "min_dice": 0, "ramp_up": 0})
+        parser.update(
+            {
+                "epochs": 2,
+                "iterations_per_epoch": iterations,
+                "val_interval": 10,
+                "warm_up": 0,
+                "min_dice": 0,
+                "ramp_up": 0,
+            }
+        )
         parser.parse(True)
         started = time.perf_counter()
         scans = sum(len(parser.get_parsed_content(f"{stream}#dataset")) for stream in ("train", "unlabeled"))

@@ -42,6 +42,21 @@ def test_labeled_stream_cycles_while_the_unlabeled_one_runs_through() -> None:
     assert sorted(unlabeled) == list(range(100, 110))
 
 
+def test_labeled_patches_take_the_place_of_unlabeled_ones_while_these_have_no_use() -> None:
+    waiting = True
+    loader = TwoStreamLoader(stream(8, 2), stream(6, 3, offset=100), labels_only=lambda: waiting)
+    batches = iter(loader)
+    first = next(batches)
+    assert set(first) == {"labeled"} and first["labeled"]["image"].shape == (6, 1)
+    waiting = False
+    later = [next(batches) for _ in range(2)]
+    assert all(batch["labeled"]["image"].shape == (2, 1) for batch in later)
+    labeled = [int(i) for batch in [first, *later] for i in batch["labeled"]["image"]]
+    assert sorted(labeled[:8]) == list(range(8))
+    unlabeled = [int(i) for batch in later for i in batch["unlabeled"]["image"]]
+    assert sorted(unlabeled) == list(range(100, 106))  # none was left out
+
+
 def test_fewer_labeled_scans_than_a_batch_holds() -> None:
     batch = next(iter(TwoStreamLoader(stream(1, 4), stream(5, 1))))
     assert batch["labeled"]["image"].flatten().tolist() == [0, 0, 0, 0]

@@ -24,6 +24,7 @@ from dbisl.copy_paste import CopyPaste
 from dbisl.handlers import Checkpoints, CollapseGuard, MeanTeacher, RampUp
 from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss
 from dbisl.networks import DualTaskVNet
+from dbisl.ramp import Ramp
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM, signed_distance_map
 from dbisl.trainer import NotFiniteError, SemiSupervisedTrainer
 
@@ -206,7 +207,8 @@ def test_copy_paste_without_a_teacher_is_refused() -> None:
 
 def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: pytest.LogCaptureFixture) -> None:
     loss = make_loss()
-    guard = CollapseGuard(loss=loss, min_ratio=0.2)
+    ramp = Ramp(warm_up=0, length=0)
+    guard = CollapseGuard(ramp=ramp, min_ratio=0.2)
     # Fraction of foreground on the unlabeled scans by epoch, with 0.1 in the labels: fine, collapsed twice, recovered,
     # everywhere, recovered.
     fractions = [0.05, 0.01, 0.019, 0.021, 0.31, 0.29, 0.1]
@@ -218,7 +220,7 @@ def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: py
         return {"terms": {name: torch.tensor(value) for name, value in values.items()}}
 
     engine = Engine(iteration)
-    RampUp(loss=loss, warm_up=0, length=0).attach(engine)
+    RampUp(loss=loss, ramp=ramp).attach(engine)
     guard.attach(engine)
     engine.run([0, 1], max_epochs=7)
     assert ramps == [1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1]
@@ -228,87 +230,36 @@ def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: py
 
 
 def test_guard_waits_for_the_end_of_the_warm_up() -> None:
-    loss = make_loss()
-    guard = CollapseGuard(loss=loss)
+    ramp = Ramp(warm_up=4, length=0)
+    guard = CollapseGuard(ramp=ramp)
     terms = {"foreground_labeled": torch.tensor(0.1), "foreground_unlabeled": torch.tensor(0.0)}
     engine = Engine(lambda engine, batch: {"terms": terms})
-    RampUp(loss=loss, warm_up=4, length=0).attach(engine)
+    RampUp(loss=make_loss(), ramp=ramp).attach(engine)
     guard.attach(engine)
     engine.run([0, 1], max_epochs=2)
-    assert not guard.holding
+    assert not ramp.held
     with pytest.raises(ValueError, match="expected 0 <= min_ratio < 1 < max_ratio"):
-        CollapseGuard(loss=loss, min_ratio=1.0)
+        CollapseGuard(ramp=ramp, min_ratio=1.0)
 
 
-def test_ramp_up_waits_then_rises_to_one() -> None:
+def test_ramp_moves_before_each_iteration() -> None:
     loss, values = make_loss(), []
     trainer = make_trainer(
         make_network(),
         loss_function=loss,
         epoch_length=12,
-        train_handlers=[RampUp(loss=loss, warm_up=4, length=5)],
+        train_handlers=[RampUp(loss=loss, ramp=Ramp(warm_up=4, length=5))],
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: values.append(loss.ramp))
     trainer.run()
-    expected = [0.0] * 4 + [math.exp(-5 * (1 - t / 5) ** 2) for t in range(5)] + [1.0] * 3
-    assert values == pytest.approx(expected)
-    with pytest.raises(ValueError, match="numbers of iterations, got -1 and 5"):
-        RampUp(loss=loss, warm_up=-1, length=5)
+    assert values == pytest.approx([0.0] * 4 + [math.exp(-5 * (1 - t / 5) ** 2) for t in range(5)] + [1.0] * 3)
 
 
-def ramps_of(handler: RampUp, dice: list[float | None], done: int = 0) -> list[float]:
-    """``ramp`` in each iteration of a training whose labeled patches have these Dice, after so many others."""
-    ramps = []
-
-    def iteration(engine: Engine, batch: Any) -> dict[str, Any]:
-        ramps.append(handler.loss.ramp)
-        value = dice[engine.state.iteration - done - 1]
-        return {"terms": {} if value is None else {"dice": torch.tensor(value)}}
-
-    engine = Engine(iteration)
-    handler.attach(engine)
-    engine.load_state_dict({"epoch_length": 1, "max_epochs": done + len(dice), "iteration": done})
-    engine.run([None])
-    return ramps
-
-
-def test_ramp_up_waits_until_the_labeled_patches_are_segmented() -> None:
-    handler = RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=0.6)
-    # The average over about ten iterations passes 0.6 between iteration 13 and 23 (both are 3 plus tens).
-    ramps = ramps_of(handler, [0.2] * 12 + [0.9] * 20)
-    assert ramps == [0.0] * 23 + [1.0] * 9
-
-
-def test_ramp_up_starts_after_the_longest_warm_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    handler = RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=0.6, max_warm_up=15)
-    assert ramps_of(handler, [0.25] * 20) == [0.0] * 15 + [1.0] * 5
-    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warning == (
-        "iteration 15: the Dice of the labeled patches is 0.25 (expected 0.60); the terms that need no label start all "
-        "the same"
-    )
-    with pytest.raises(ValueError, match=r"min_dice must be in \[0, 1\), got 1"):
-        RampUp(loss=make_loss(), warm_up=3, length=0, min_dice=1)
-
-
-def test_ramp_up_without_labeled_patches_waits_for_the_iterations_alone() -> None:
-    handler = RampUp(loss=make_loss(), warm_up=4, length=0, min_dice=0.6)
-    assert ramps_of(handler, [None] * 8) == [0.0] * 4 + [1.0] * 4
-
-
-def test_ramp_up_and_guard_go_on_where_they_stopped() -> None:
-    dice: list[float | None] = [0.2] * 14 + [0.9] * 20
-    whole = ramps_of(RampUp(loss=make_loss(), warm_up=2, length=6, min_dice=0.6), dice)
-    for stop in (17, 25):
-        first, second = (RampUp(loss=make_loss(), warm_up=2, length=6, min_dice=0.6) for _ in range(2))
-        before = ramps_of(first, dice[:stop])
-        second.load_state_dict(first.state_dict())
-        assert before + ramps_of(second, dice[stop:], done=stop) == whole
-    holding, resumed = (CollapseGuard(loss=make_loss()) for _ in range(2))
-    holding.holding = True
-    resumed.load_state_dict(holding.state_dict())
-    resumed.hold(Engine(lambda engine, batch: None))
-    assert resumed.loss.ramp == 0
+def test_ramp_hears_the_dice_of_the_labeled_patches() -> None:
+    ramp = Ramp(warm_up=3, length=0, min_dice=0.99)
+    trainer = make_trainer(make_network(), epoch_length=3, train_handlers=[RampUp(loss=make_loss(), ramp=ramp)])
+    trainer.run()
+    assert ramp.waiting and 0 < float(ramp.state_dict()["dice"]) < 0.99
 
 
 def test_teacher_is_the_moving_average_and_starts_from_the_student() -> None:

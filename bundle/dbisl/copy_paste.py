@@ -14,9 +14,9 @@ CERTAINTY = 12.0
 class CopyPaste:
     """Pastes a box of a labeled patch into an unlabeled one, and the truth in that box into the teacher's answer.
 
-    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right in the box; or, where the
-    box is kept and all around it is pasted, labeled anatomy around unlabeled: bidirectional copy-paste (Bai et al., CVPR
-    2023), with a box placed anywhere.
+    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right in the box; or, where
+    the box is kept and all around it is pasted, labeled anatomy around unlabeled: bidirectional copy-paste (Bai et al.,
+    CVPR 2023), with a box placed anywhere.
 
     Args:
         prob: of each unlabeled patch.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,23 +47,32 @@ class EndlessSampler(Sampler[int]):
 class TwoStreamLoader:
     """Batches of both streams: ``{"labeled": batch, "unlabeled": batch}``, without end.
 
-    Where there are no scans of one kind the batches lack its key, and the log says so.
+    Where there are no scans of one kind the batches lack its key, and the log says so. While unlabeled scans have no
+    use, labeled ones take their place: a warm-up then learns from as many patches a step as a supervised training does.
 
     Args:
         labeled: loader over the labeled scans, endless by its sampler; its dataset may be empty if labels are not
             required.
         unlabeled: likewise over the unlabeled ones; its dataset may be empty.
         labels_required: whether having no labeled scans is an error.
+        labels_only: asked before each batch, whether it is one of labeled patches alone.
 
     Raises:
         ValueError: when there are no labeled scans and labels are required, or no scans at all.
     """
 
-    def __init__(self, labeled: DataLoader, unlabeled: DataLoader, labels_required: bool = True) -> None:
+    def __init__(
+        self,
+        labeled: DataLoader,
+        unlabeled: DataLoader,
+        labels_required: bool = True,
+        labels_only: Callable[[], bool] = lambda: False,
+    ) -> None:
         if len(labeled.dataset) == 0 and (labels_required or len(unlabeled.dataset) == 0):  # type: ignore[arg-type]
             raise ValueError("there are no labeled scans to train on.")
         self.labeled = labeled
         self.unlabeled = unlabeled
+        self.labels_only = labels_only
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         labeled, unlabeled = len(self.labeled.dataset), len(self.unlabeled.dataset)  # type: ignore[arg-type]
@@ -76,8 +86,26 @@ class TwoStreamLoader:
             for batch in self.unlabeled:
                 yield {"unlabeled": batch}
         else:
-            for batch, unlabeled_batch in zip(self.labeled, self.unlabeled, strict=False):
-                yield {"labeled": batch, "unlabeled": unlabeled_batch}
+            yield from self._both()
+
+    def _both(self) -> Iterator[Mapping[str, Any]]:
+        of_unlabeled = iter(self.unlabeled)
+        of_labeled = iter(self.labeled)
+        in_its_place = round(self.unlabeled.batch_size / self.labeled.batch_size)  # type: ignore[operator]
+        for batch in of_labeled:
+            if self.labels_only():
+                yield {"labeled": _join([batch, *islice(of_labeled, in_its_place)])}
+            else:
+                yield {"labeled": batch, "unlabeled": next(of_unlabeled)}
+
+
+def _join(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One batch of the items of several: tensors one after another, and lists of names likewise."""
+    columns = {key: [batch[key] for batch in batches] for key in batches[0]}
+    return {
+        key: torch.cat(values) if isinstance(values[0], torch.Tensor) else [item for part in values for item in part]
+        for key, values in columns.items()
+    }
 
 
 def hash_case(case: Mapping[str, str]) -> bytes:

@@ -23,87 +23,32 @@ from torch import nn
 
 from dbisl.cases import InputError
 from dbisl.losses import DBiSLLoss
+from dbisl.ramp import Ramp
 
 logger = logging.getLogger(__name__)
 
 
 class RampUp:
-    """Moves ``loss.ramp``, the factor of the terms that need no label, from 0 to 1 once the labels have taught enough.
-
-    Before the rise is a warm-up at 0: consistency between two untrained tasks teaches both to answer background, and
-    the pseudo-labels of a teacher that knows little teach what is wrong. It ends after ``warm_up`` iterations, but not
-    before the Dice of the labeled patches (averaged over about ten iterations) has reached ``min_dice``, and at the
-    latest after ``max_warm_up`` iterations, with a warning. Without labeled patches there is no Dice to wait for. Then
-    ``lambda(t) = exp(-5 * (1 - min(1, t / length))^2)`` (Laine and Aila, 2017).
+    """Moves ``loss.ramp``, the factor of the terms that need no label.
 
     Args:
         loss: whose ``ramp`` is set before each iteration.
-        warm_up: iterations at 0, at least.
-        length: iterations from the end of the warm-up to 1.
-        min_dice: in [0, 1); 0 waits for nothing but ``warm_up``.
-        max_warm_up: iterations at 0, at most; not less than ``warm_up``. None: no limit.
+        ramp: how it moves; it is told the Dice of the labeled patches after each iteration.
     """
 
-    CHECKED_EVERY = 10
-    """Iterations: to look at the Dice is to wait for a GPU."""
-
-    def __init__(
-        self, *, loss: DBiSLLoss, warm_up: int, length: int, min_dice: float = 0.0, max_warm_up: int | None = None
-    ) -> None:
-        if warm_up < 0 or length < 0:
-            raise ValueError(f"warm_up and length are numbers of iterations, got {warm_up} and {length}.")
-        if not 0 <= min_dice < 1:
-            raise ValueError(f"min_dice must be in [0, 1), got {min_dice}.")
+    def __init__(self, *, loss: DBiSLLoss, ramp: Ramp) -> None:
         self.loss = loss
-        self.warm_up = warm_up
-        self.length = length
-        self.min_dice = min_dice
-        self.max_warm_up = math.inf if max_warm_up is None else max(warm_up, max_warm_up)
-        self.started_after: int | None = 0 if warm_up == 0 and min_dice == 0 else None
-        self._dice: torch.Tensor | None = None
+        self.ramp = ramp
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_STARTED, self.move)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.watch)
 
     def move(self, engine: Engine) -> None:
-        if self.started_after is None:
-            self.loss.ramp = 0.0
-            return
-        since = engine.state.iteration - 1 - self.started_after
-        progress = 1.0 if since >= self.length else since / self.length
-        self.loss.ramp = math.exp(-5 * (1 - progress) ** 2)
+        self.loss.ramp = self.ramp.factor(engine.state.iteration)
 
     def watch(self, engine: Any) -> None:
-        if self.started_after is not None:
-            return
-        dice = engine.state.output["terms"].get("dice") if self.min_dice > 0 else None
-        if dice is not None:
-            self._dice = dice if self._dice is None else torch.lerp(self._dice, dice, 0.1)
-        iteration = engine.state.iteration
-        late = iteration >= self.max_warm_up
-        if iteration < self.warm_up or ((iteration - self.warm_up) % self.CHECKED_EVERY and not late):
-            return
-        reached = 1.0 if self._dice is None else float(idist.all_reduce(self._dice.clone())) / idist.get_world_size()
-        if reached >= self.min_dice:
-            logger.info("iteration %d: the terms that need no label start", iteration)
-        elif late:
-            logger.warning(
-                "iteration %d: the Dice of the labeled patches is %.2f (expected %.2f); the terms that need no label "
-                "start all the same",
-                iteration,
-                reached,
-                self.min_dice,
-            )
-        else:
-            return
-        self.started_after = iteration
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"started_after": self.started_after, "dice": self._dice}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.started_after, self._dice = state["started_after"], state["dice"]
+        self.ramp.step(engine.state.iteration, engine.state.output["terms"].get("dice"))
 
 
 class CollapseGuard:
@@ -115,32 +60,26 @@ class CollapseGuard:
     of labeled terms alone, and so on until it is back. Each time is logged as a warning.
 
     Args:
-        loss: whose ``ramp`` is held. Attach this after the handler that moves it.
+        ramp: which is held.
         min_ratio: 0 holds nothing for too little: for unlabeled scans of which most show none of the structures.
         max_ratio: infinity holds nothing for too much.
     """
 
-    def __init__(self, *, loss: DBiSLLoss, min_ratio: float = 0.2, max_ratio: float = 3.0) -> None:
+    def __init__(self, *, ramp: Ramp, min_ratio: float = 0.2, max_ratio: float = 3.0) -> None:
         if not 0 <= min_ratio < 1 < max_ratio:
             raise ValueError(f"expected 0 <= min_ratio < 1 < max_ratio, got {min_ratio} and {max_ratio}.")
-        self.loss = loss
+        self.ramp = ramp
         self.min_ratio, self.max_ratio = min_ratio, max_ratio
-        self.holding = False
         self._sums: torch.Tensor | float = 0.0
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_STARTED, self.hold)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.decide)
-
-    def hold(self, engine: Engine) -> None:
-        if self.holding:
-            self.loss.ramp = 0.0
 
     def add(self, engine: Any) -> None:
         terms = engine.state.output["terms"]
         fractions = [terms[name] for name in ("foreground_labeled", "foreground_unlabeled") if name in terms]
-        if len(fractions) == 2 and (self.loss.ramp > 0 or self.holding):
+        if len(fractions) == 2 and self.ramp.has_started(engine.state.iteration):
             self._sums = self._sums + torch.stack(fractions)
 
     def decide(self, engine: Any) -> None:
@@ -148,8 +87,8 @@ class CollapseGuard:
         if isinstance(sums, float):
             return
         labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
-        self.holding = not self.min_ratio * labeled <= unlabeled <= self.max_ratio * labeled
-        if self.holding:
+        self.ramp.held = not self.min_ratio * labeled <= unlabeled <= self.max_ratio * labeled
+        if self.ramp.held:
             logger.warning(
                 "epoch %d: the unlabeled scans show %.0f%% of the foreground that the labels show (expected %.0f%% to "
                 "%.0f%%): the next epoch has labeled terms alone.",
@@ -158,12 +97,6 @@ class CollapseGuard:
                 100 * self.min_ratio,
                 100 * self.max_ratio,
             )
-
-    def state_dict(self) -> dict[str, bool]:
-        return {"holding": self.holding}
-
-    def load_state_dict(self, state: Mapping[str, bool]) -> None:
-        self.holding = state["holding"]
 
 
 class MeanTeacher:

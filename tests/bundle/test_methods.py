@@ -50,7 +50,14 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
         bundle_root=str(root / "bundle"),
         logging_file=False,
         **{"dataset_dir": str(demo_data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "device": "cpu"},
-        **{"network_def#features": 4, "epochs": 1, "iterations_per_epoch": 1, "warm_up": 0, "min_dice": 0, "ramp_up": 0},
+        **{
+            "network_def#features": 4,
+            "epochs": 1,
+            "iterations_per_epoch": 1,
+            "warm_up": 0,
+            "min_dice": 0,
+            "ramp_up": 0,
+        },
         **{"val_interval": 9, "num_workers": 0, "patch_size": [16, 16, 16], "amp": False},
     )
     workflow.initialize()
