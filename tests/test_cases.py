@@ -315,8 +315,8 @@ def test_an_input_error_is_one_sentence_on_stderr(tmp_path: Path) -> None:
 class Study:
     """Two labeled, one unlabeled and one validation case, and the options that fit them."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.root, self.caplog = root, caplog
         label = np.random.default_rng(1).integers(0, 2, SHAPE).astype(np.uint8)
         for name in "abuv":
             write_scan(self.image(name))
@@ -348,10 +348,19 @@ class Study:
     def refusal(self, **changes: Any) -> str:
         return refusal(self.check, **changes)
 
+    def accept(self, **changes: Any) -> None:
+        """Check, and see that every case was read."""
+        options = {**self.options, **changes}
+        counts = [len(options[name]) for name in ("labeled", "unlabeled", "validation")]
+        with self.caplog.at_level(logging.INFO):
+            self.check(**changes)
+        read = "Checked {} labeled, {} unlabeled and {} validation cases".format(*counts)
+        assert self.caplog.records[-1].message.startswith(read)
+
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study(tmp_path)
+def study(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Study:
+    return Study(tmp_path, caplog)
 
 
 def truncate(path: Path) -> None:
@@ -366,7 +375,7 @@ def test_good_cases_pass_and_are_counted(study: Study, caplog: pytest.LogCapture
 
 def test_only_image_and_label_are_used(study: Study) -> None:
     study.label("v").unlink()
-    study.check(
+    study.accept(
         labeled=[{"image": study.image("a"), "label": study.label("a"), "note": 1}],
         unlabeled=[{"image": study.image("u"), "label": "hidden, never opened"}],
         validation=[],
@@ -376,7 +385,7 @@ def test_only_image_and_label_are_used(study: Study) -> None:
 def test_a_single_volume_may_have_a_fourth_axis(study: Study) -> None:
     write_scan(study.image("a"), np.zeros((*SHAPE, 1), np.float32))
     write_scan(study.label("b"), np.zeros((*SHAPE, 1), np.uint8))
-    study.check()
+    study.accept()
 
 
 def test_channels_are_the_last_axis(study: Study) -> None:
@@ -500,7 +509,7 @@ def test_a_label_of_another_affine(study: Study) -> None:
 @pytest.mark.parametrize(
     ("values", "listed"),
     [
-        (np.array([0, 1, 2, 255], np.uint8), "2, 255"),
+        (np.array([0, 1, 2, 254, 255], np.uint8), "2, 254"),
         (np.array([-1, 1], np.int16), "-1"),
         (np.array([0.5, 1.0], np.float32), "0.5"),
         (np.array([np.nan, 1.0], np.float32), "nan"),
@@ -514,9 +523,16 @@ def test_label_values_that_are_no_class(study: Study, values: np.ndarray, listed
     assert "out_channels is 2" in message
 
 
+def test_what_was_not_annotated_is_255(study: Study) -> None:
+    write_scan(study.label("v"), np.resize(np.array([0, 1, 255], np.uint8), SHAPE))
+    study.accept()
+    write_scan(study.label("v"), np.resize(np.array([0, 255], np.uint8), SHAPE))
+    assert f"{study.label('v')} has no label values but 0 and 255" in study.refusal()
+
+
 def test_whole_numbers_in_a_float_label_are_fine(study: Study) -> None:
     write_scan(study.label("v"), np.ones(SHAPE, np.float64))
-    study.check()
+    study.accept()
 
 
 def test_a_patch_far_beyond_the_largest_training_scan(study: Study) -> None:

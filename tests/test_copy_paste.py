@@ -65,6 +65,19 @@ def test_around_keeps_the_box_and_pastes_the_rest(batch: dict[str, torch.Tensor]
         assert torch.equal(r[index][:, kept], batch["r"][index][:, kept])
 
 
+def test_only_what_was_annotated_is_pasted(batch: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    known = torch.rand(2, 1, *SIZE) < 0.5
+    sdm = torch.where(torch.rand(2, 3, *SIZE) < 0.9, batch["sdm"], torch.nan)
+    teacher = (batch["logits"], batch["r"])
+    images, (logits, r) = CopyPaste(1.0, 1.0, 1.0)(batch["images"], batch["label"], sdm, teacher, known)
+    assert r is not None and not r.isnan().any()
+    for index, source in enumerate((0, 1, 0)):
+        pasted = known[source, 0] & ~sdm[source].isnan().any(dim=0)
+        assert torch.equal(images[2 + index, 0] == batch["images"][source, 0], pasted)
+        assert torch.equal((logits[index] != batch["logits"][index]).all(dim=0), pasted)
+
+
 def test_probability_and_network_of_one_task(batch: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     images, (logits, r) = CopyPaste(0.0)(batch["images"], batch["label"], None, (batch["logits"], None))

@@ -92,6 +92,31 @@ def test_labeled_terms_by_hand(batch: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(total, sum(w * expected[n] for n, w in zip(names, (1, 2, 3, 4), strict=True)))
 
 
+def test_what_was_not_annotated_counts_in_no_labeled_term(batch: dict[str, torch.Tensor]) -> None:
+    names = ("segmentation", "regression", "segmentation_across", "regression_across")
+    known = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(1)) < 0.3
+    certain = torch.rand(2, CLASSES, *SIZE, generator=torch.Generator().manual_seed(2)) < 0.5
+    target = torch.where(certain, batch["target"], math.nan)
+    _, terms = call(make_loss(dict.fromkeys(names, 1)), {**batch, "target": target}, known=known)
+    logits, sdm = batch["logits"][:2], batch["sdm"][:2]
+
+    def of_known(log_p: torch.Tensor) -> torch.Tensor:
+        """MONAI's losses on the annotated voxels alone, laid out as an image of one row."""
+        rows = log_p.movedim(1, -1)[known[:, 0]].T[None], batch["label"][known][None, None]
+        options = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": True, "lambda_ce": 0}
+        return DiceCELoss(**options)(*rows) + functional.nll_loss(rows[0], rows[1][:, 0])
+
+    r_s = SegmentationToSDM(3.0)(logits.softmax(1))
+    expected = {
+        "segmentation": of_known(logits.log_softmax(1)),
+        "regression": (sdm - batch["target"].float()).abs()[certain].mean(),
+        "segmentation_across": of_known((5 * sdm).log_softmax(1)),
+        "regression_across": (r_s - batch["target"].float()).abs()[certain].mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+
+
 def test_consistency_by_hand_on_labeled_and_unlabeled(batch: dict[str, torch.Tensor]) -> None:
     weights = {"segmentation": 1, "consistency_segmentation": 1, "consistency_regression": 1}
     _, terms = call(make_loss(weights), batch)

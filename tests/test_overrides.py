@@ -49,6 +49,12 @@ class Command:
             ["/site-packages/monai/bundle/__main__.py", "run", "training", f"--config_file={config}", *options]
         )
 
+    def accept(self, *options: str, files: list[str] | None = None) -> None:
+        """Nothing to complain of, and of one wrong key beside these nothing but that one."""
+        self.run(*options, files=files)
+        (line,) = self.refusal("--zzz", "1", *options, files=files).splitlines()
+        assert line.startswith("--zzz overrides nothing")
+
     def refusal(self, *options: str, files: list[str] | None = None) -> str:
         with pytest.raises(InputError) as caught:
             self.run(*options, files=files)
@@ -78,15 +84,15 @@ def command(tmp_path: Path) -> Command:
     ],
 )
 def test_keys_that_the_config_has(command: Command, options: list[str]) -> None:
-    command.run(*options)
+    command.accept(*options)
 
 
 def test_new_keys_that_something_reads(command: Command) -> None:
-    command.run("--network_def#bias", "False")  # by a constructor
-    command.run("--data_root", "/data")  # by an expression of the config
-    command.run("--rate", "0.1", "--learning_rate", "@rate")  # by another override
-    command.run("--finalize", "['$print(1)']")  # by MONAI
-    command.run("--tracking", "mlflow", "--experiment_name", "demo")  # by MONAI's tracking
+    command.accept("--network_def#bias", "False")  # by a constructor
+    command.accept("--data_root", "/data")  # by an expression of the config
+    command.accept("--rate", "0.1", "--learning_rate", "@rate")  # by another override
+    command.accept("--finalize", "['$print(1)']")  # by MONAI
+    command.accept("--tracking", "mlflow", "--experiment_name", "demo")  # by MONAI's tracking
 
 
 @pytest.mark.parametrize("form", [["--epoch", "5"], ["--epoch=5"], ["--epoch"], ["-epoch", "5"]])
@@ -164,9 +170,9 @@ def test_override_files_may_override_and_add_what_is_read(command: Command) -> N
             "_meta_": {"version": "1.0.0"},
         },
     )
-    command.run("--base", "3", files=[method])
+    command.accept("--base", "3", files=[method])
     later = command.write("later.json", {"base": 4, "loss_weights#boundary": 0.2})
-    command.run(files=[method, later])
+    command.accept(files=[method, later])
 
 
 @pytest.mark.parametrize(
@@ -188,12 +194,12 @@ def test_a_misspelled_key_in_an_override_file(command: Command, content: dict[st
 def test_macros_that_bring_in_another_file(command: Command) -> None:
     other = command.write("other.json", {"optimizer": {"lr": "@rate"}})
     method = command.write("method.json", {"rate": 0.1, "scale": f"%{other}#optimizer"})
-    command.run(files=[method])
-    command.run("--scale", f"%{other}::optimizer", "--rate", "2")
+    command.accept(files=[method])
+    command.accept("--scale", f"%{other}::optimizer", "--rate", "2")
 
 
 def test_relative_references_count(command: Command) -> None:
-    command.run(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
+    command.accept(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
 
 
 def test_an_unquoted_list_ends_as_init_id(command: Command) -> None:
@@ -214,7 +220,10 @@ def test_an_unquoted_list_ends_as_init_id(command: Command) -> None:
 )
 def test_other_programs_are_left_alone(command: Command, start: list[str]) -> None:
     config = [] if start[-1] == "training" else ["--config_file", command.config]
-    check_overrides([*start, "--epoch", "5", *config])
+    arguments = ["--epoch", "5", *config]
+    check_overrides([*start, *arguments])
+    with pytest.raises(InputError, match="--epoch overrides nothing"):
+        check_overrides(["monai/bundle/__main__.py", "run", "training", "--config_file", command.config, *arguments])
 
 
 def test_nothing_is_changed_or_printed(command: Command, capfd: pytest.CaptureFixture[str]) -> None:

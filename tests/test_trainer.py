@@ -102,6 +102,34 @@ def test_one_step_is_plain_gradient_descent_on_the_loss() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_what_was_not_annotated_has_no_part_in_the_step() -> None:
+    known = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(1)) < 0.5
+
+    class Partial(Streams):
+        def __iter__(self) -> Iterator[Mapping[str, Any]]:
+            for batch in super().__iter__():
+                label = torch.where(known, batch["labeled"]["label"], 255).to(torch.uint8)
+                sdm = torch.where(known, batch["labeled"]["sdm"], math.nan)
+                yield {**batch, "labeled": {**batch["labeled"], "label": label, "sdm": sdm}}
+
+    network = make_network()
+    expected = copy.deepcopy(network).train()
+    trainer = make_trainer(network, Partial(), epoch_length=1)
+    trainer.run()
+    batch = next(iter(Streams()))
+    label = torch.where(known, batch["labeled"]["label"], 0)
+    sdm = torch.where(known, batch["labeled"]["sdm"], math.nan)
+    images = torch.cat([batch[stream]["image"].as_tensor() for stream in ("labeled", "unlabeled")])
+    answer = expected(images)
+    loss, _ = make_loss()(answer, label, sdm, known=known)
+    terms = trainer.state.output["terms"]
+    torch.testing.assert_close(trainer.state.output["loss"], loss.detach())
+    torch.testing.assert_close(terms["foreground_labeled"], label[known].float().mean())
+    predicted = answer[0][:2].argmax(dim=1, keepdim=True)[known]
+    dice = 2 * (predicted * label[known]).sum() / (predicted + label[known]).sum()
+    torch.testing.assert_close(terms["dice"], dice)
+
+
 def test_gradient_is_clipped_to_its_norm() -> None:
     norms = {}
     for clip in (None, 0.01):

@@ -13,7 +13,14 @@ from monai.transforms import Compose, Invertd, LoadImaged, Orientationd, Spacing
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import entropy
 
-from dbisl.transforms import ClassesOnGridd, Entropyd, FuseTasksd, KeepLargestComponentd, SignedDistanceMapd
+from dbisl.transforms import (
+    ClassesOnGridd,
+    Entropyd,
+    FuseTasksd,
+    KeepLargestComponentd,
+    KnownVoxelsd,
+    SignedDistanceMapd,
+)
 
 
 def test_sdm_is_added_for_each_class_with_the_labels_own_spacing() -> None:
@@ -30,6 +37,39 @@ def test_sdm_is_added_for_each_class_with_the_labels_own_spacing() -> None:
         np.testing.assert_allclose(sdm[index], np.clip(exact / 6, -1, 1), atol=1e-3)
     assert (sdm[3] == -1).all()  # a class that this scan does not have
     assert "sdm" not in data
+
+
+def sdm_of(label: np.ndarray) -> np.ndarray:
+    data = {"label": MetaTensor(torch.from_numpy(label)[None], affine=torch.diag(torch.tensor([1.0, 1, 2, 1])))}
+    return SignedDistanceMapd("label", sdm_key="sdm", num_classes=2, band=4.0)(data)["sdm"].numpy()
+
+
+def test_sdm_of_a_partial_label_is_what_every_completion_agrees_on() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((14, 14, 10), dtype=np.uint8)
+    truth[4:11, 3:9, 1:9] = 1
+    partial = truth.copy()
+    partial[..., [0, 1, 6, 7, 8]] = 255  # some slices were annotated
+    sdm = sdm_of(partial)
+    certain = ~np.isnan(sdm)
+    completions = [np.zeros_like(truth), np.ones_like(truth), truth]
+    completions += [rng.integers(0, 2, truth.shape, dtype=np.uint8) for _ in range(5)]
+    maps = np.stack([sdm_of(np.where(partial == 255, completion, partial)) for completion in completions])
+    agreed = (maps == maps[0]).all(axis=0)
+    assert 0.1 < certain.mean() < 0.9
+    assert (certain == agreed).all()
+    np.testing.assert_array_equal(sdm[certain], maps[0][certain])
+
+
+def test_what_was_not_annotated_is_background_in_label_and_answer() -> None:
+    label = torch.tensor([[0, 1, 255, 255, 2]])
+    answer = torch.tensor([[0.1, 0.1, 0.1, 0.8, 0.2], [0.6, 0.2, 0.9, 0.1, 0.1], [0.3, 0.7, 0.0, 0.1, 0.7]])
+    data = KnownVoxelsd(["pred", "absent"], label_key="label")({"label": label, "pred": answer})
+    assert data["label"].tolist() == [[0, 1, 0, 0, 2]]
+    assert data["pred"].argmax(dim=0).tolist() == [1, 2, 0, 0, 2]
+    assert torch.equal(data["pred"][:, [0, 1, 4]], answer[:, [0, 1, 4]])
+    whole = KnownVoxelsd("pred", label_key="label")({"label": label % 3, "pred": answer})
+    assert torch.equal(whole["pred"], answer) and torch.equal(whole["label"], label % 3)
 
 
 def test_unlabeled_scan_passes_unchanged() -> None:

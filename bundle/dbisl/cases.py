@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii")
 DATALIST_KEYS = ("labeled", "unlabeled", "validation")
+UNKNOWN = 255
+"""Value of a voxel in a label of which the annotator has said nothing."""
 LABELED_KEYS = ("labeled", "validation")
 """Lists whose every entry must have a label; in the others a label may be missing."""
 MAX_REPORTED = 10
@@ -446,7 +448,8 @@ def check_cases(
         validation: cases with labels; may be empty.
         in_channels: channels of an image: 1 for ``W x H x D`` files (a fourth axis of size 1 is accepted), otherwise
             the size of the files' last axis.
-        out_channels: classes with background: labels hold the whole numbers ``0 .. out_channels - 1``.
+        out_channels: classes with background: labels hold the whole numbers ``0 .. out_channels - 1``, and 255 where
+            nothing was annotated.
         patch_size: voxels of a training patch, an axis each; its length is the number of spatial axes.
         patch_divisor: what the network needs every patch size to be a multiple of.
         spacing: millimetres a voxel after resampling, an axis each in R, A, S order; None keeps each scan's own.
@@ -606,16 +609,22 @@ def _image_problems(path: Any, image: SpatialImage, voxels: np.ndarray, dims: in
 def _label_problems(path: Any, values: np.ndarray, out_channels: int) -> list[str]:
     if values.dtype.kind not in "iuf":
         return [f"{path} holds voxels of type {values.dtype}: expected whole numbers."]
-    wrong = (values < 0) | (values >= out_channels)
+    wrong = ((values < 0) | (values >= out_channels)) & (values != UNKNOWN)
     if values.dtype.kind == "f":
         wrong |= ~(np.floor(values) == values)  # negated: NaN is unequal to everything
     if not wrong.any():
+        # Many programs write a mask as 0 and 255: that must not pass for a scan in which nothing was found.
+        if (values == UNKNOWN).any() and not ((values > 0) & (values != UNKNOWN)).any():
+            return [
+                f"{path} has no label values but 0 and {UNKNOWN}, which stands for what was not annotated: expected "
+                "some voxels of a structure (1 or more)."
+            ]
         return []
     found = np.unique(values[wrong])
     listed = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
     return [
-        f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} "
-        f"(out_channels is {out_channels})."
+        f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} (out_channels is "
+        f"{out_channels}), or {UNKNOWN} for what was not annotated."
     ]
 
 

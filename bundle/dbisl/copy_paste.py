@@ -43,6 +43,7 @@ class CopyPaste:
         label: torch.Tensor,
         sdm: torch.Tensor | None,
         teacher: tuple[torch.Tensor, torch.Tensor | None],
+        known: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]]:
         """Paste into the unlabeled part of a batch.
 
@@ -53,6 +54,8 @@ class CopyPaste:
             label: class indices of the labeled patches, ``B_l x 1 x *spatial``.
             sdm: exact SDM of the labeled patches, ``B_l x K x *spatial``; needed where the teacher answers with one.
             teacher: its ``(logits, R)`` for the unlabeled patches, each ``B_u x K x *spatial``; ``R`` may be None.
+            known: which voxels of ``label`` were annotated, ``B_l x 1 x *spatial``: only these are pasted, and only
+                where the SDM is not NaN; None: all of them.
 
         Returns:
             The new images and the new answers (float32); the arguments are left as they were.
@@ -71,6 +74,10 @@ class CopyPaste:
             if torch.rand(()) >= self.prob:
                 continue
             pasted = self._pasted(images.shape[2:]).to(images.device, non_blocking=True)
+            if known is not None:
+                pasted = pasted & known[source, 0]
+                if r is not None and sdm is not None:
+                    pasted = pasted & ~sdm[source].isnan().any(dim=0)
             one_hot = functional.one_hot(label[source, 0].long(), classes).movedim(-1, 0)
             images[labeled + index] = torch.where(pasted, images[source], images[labeled + index])
             logits[index] = torch.where(pasted, CERTAINTY * one_hot.float(), logits[index])

@@ -189,6 +189,7 @@ class DBiSLLoss(nn.Module):
         label: torch.Tensor,
         sdm: torch.Tensor | None = None,
         teacher: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        known: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compare the answers for a batch whose first ``B_l`` items are labeled and whose others are not.
 
@@ -200,6 +201,8 @@ class DBiSLLoss(nn.Module):
             sdm: ``R*`` of the labeled items, ``B_l x K x *spatial``; needed by the regression terms.
             teacher: the answers of a teacher network for the unlabeled items, in their order, from which the
                 pseudo-labels are made; None: the network's own, detached.
+            known: which voxels of ``Y`` were annotated, ``B_l x 1 x *spatial``; the labeled terms count these alone
+                (and those of ``R*`` that are not NaN). None: all of them.
 
         Returns:
             The total, and each term that was computed by name, before its weight (detached).
@@ -216,7 +219,7 @@ class DBiSLLoss(nn.Module):
                 f"no term of the loss counts for {sizes[0]} labeled and {sizes[1]} unlabeled items at a ramp of "
                 f"{self.ramp:g}: without labels, expected a warm_up of 0."
             )
-        terms = self._labeled_terms(factors, labeled, label, sdm)
+        terms = self._labeled_terms(factors, labeled, label, sdm, known)
         terms |= self._consistency_terms(factors, [labeled, unlabeled])
         if any(name in factors for name in PSEUDO_TERMS):
             source = unlabeled if teacher is None else self._answers(teacher, sizes[1:])[0]
@@ -238,23 +241,31 @@ class DBiSLLoss(nn.Module):
         ]
 
     def _labeled_terms(
-        self, names: Mapping[str, float], answers: _Answers, label: torch.Tensor, sdm: torch.Tensor | None
+        self,
+        names: Mapping[str, float],
+        answers: _Answers,
+        label: torch.Tensor,
+        sdm: torch.Tensor | None,
+        known: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         terms = {}
+        # Scaled such that the cross-entropy is the mean over the annotated voxels.
+        weight = None if known is None else known / known.float().mean().clamp(min=1 / known.numel())
         if "segmentation" in names or "segmentation_across" in names:
             one_hot = torch.zeros_like(answers.logits).scatter_(1, label.long(), 1)
             if "segmentation" in names:
-                terms["segmentation"] = dice_cross_entropy(answers.log_p, answers.p, one_hot)
+                terms["segmentation"] = dice_cross_entropy(answers.log_p, answers.p, one_hot, weight)
             if "segmentation_across" in names:
-                terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r, answers.p_r, one_hot)
+                terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r, answers.p_r, one_hot, weight)
         if "regression" in names or "regression_across" in names:
             if sdm is None:
                 raise ValueError("the terms 'regression' and 'regression_across' need the SDM of the labels.")
             target = sdm.float()
+            certain = None if known is None else ~target.isnan()
             if "regression" in names:
-                terms["regression"] = functional.l1_loss(answers.r, target)
+                terms["regression"] = _mean_absolute_error(answers.r, target, certain)
             if "regression_across" in names:
-                terms["regression_across"] = functional.l1_loss(answers.r_s, target)
+                terms["regression_across"] = _mean_absolute_error(answers.r_s, target, certain)
         return terms
 
     def _consistency_terms(self, names: Mapping[str, float], parts: Sequence[_Answers]) -> dict[str, torch.Tensor]:
@@ -295,6 +306,13 @@ class DBiSLLoss(nn.Module):
 
 def _plain(maps: torch.Tensor) -> torch.Tensor:
     return maps.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _mean_absolute_error(maps: torch.Tensor, target: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    if counted is None:
+        return functional.l1_loss(maps, target)
+    error = functional.l1_loss(maps, torch.where(counted, target, 0), reduction="none")
+    return (counted * error).sum() / counted.sum().clamp(min=1)
 
 
 def _mean_squared_error(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

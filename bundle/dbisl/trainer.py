@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from dbisl.cases import UNKNOWN
 from dbisl.copy_paste import CopyPaste
 from dbisl.losses import DBiSLLoss
 
@@ -79,9 +80,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         unlabeled = batchdata.get("unlabeled") if self.loss_function.uses_unlabeled else None
         images, label, sdm = self._images_and_label(batchdata.get("labeled"), unlabeled)
+        label, known = self._known(batchdata.get("labeled"), label)
         taught = mixed = self._teach(unlabeled)
         if taught is not None and self.copy_paste is not None and len(label) > 0:
-            images, mixed = self.copy_paste(images, label, sdm, taught)
+            images, mixed = self.copy_paste(images, label, sdm, taught, known)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         output: dict[str, Any] = {Keys.IMAGE: images[: len(label)], Keys.LABEL: label}
@@ -91,12 +93,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         output[Keys.PRED] = prediction[0][: len(label)].detach()
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
-        loss, terms = self.loss_function(prediction, label, sdm, mixed)
+        loss, terms = self.loss_function(prediction, label, sdm, mixed, known)
         if isinstance(self.network, DistributedDataParallel):
             # Every process waits for a gradient of every weight, also of a decoder that no term asks at the moment.
             loss = loss + 0 * torch.stack([answer.sum() for answer in prediction if answer is not None]).sum()
         output[Keys.LOSS] = loss.detach()
-        output["terms"] = {"loss": loss.detach(), **terms, **self._monitor(prediction[0].detach(), label, taught)}
+        monitored = self._monitor(prediction[0].detach(), label, known, taught)
+        output["terms"] = {"loss": loss.detach(), **terms, **monitored}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.scaler.scale(loss).backward()
@@ -125,6 +128,16 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         image, label, sdm = self._to_device(labeled[Keys.IMAGE], labeled[Keys.LABEL], labeled.get("sdm"))
         return torch.cat([image, *images]), label, sdm
 
+    def _known(
+        self, labeled: Mapping[str, Any] | None, label: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The label with background for what was not annotated, and which voxels were; None where all were."""
+        # Looked for where the loader left the labels: on a GPU, to look is to wait.
+        if labeled is None or not (labeled[Keys.LABEL] == UNKNOWN).any():
+            return label, None
+        known = label != UNKNOWN
+        return torch.where(known, label, 0), known
+
     def _to_device(self, *tensors: torch.Tensor | None) -> list[Any]:
         """Plain tensors on the device: metadata would be carried through every operation of the step."""
         plain = [tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor for tensor in tensors]
@@ -146,13 +159,18 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         return self._answer(images, self.teacher)
 
     def _monitor(
-        self, logits: torch.Tensor, label: torch.Tensor, taught: tuple[torch.Tensor, torch.Tensor | None] | None
+        self,
+        logits: torch.Tensor,
+        label: torch.Tensor,
+        known: torch.Tensor | None,
+        taught: tuple[torch.Tensor, torch.Tensor | None] | None,
     ) -> dict[str, torch.Tensor | float]:
         logits = logits.to(torch.float32, memory_format=torch.contiguous_format)  # reductions over classes want it
         values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
         if len(label) > 0:
-            values["dice"] = _hard_dice(logits[: len(label)], label)
-            values["foreground_labeled"] = (label > 0).float().mean()
+            values["dice"] = _hard_dice(logits[: len(label)], label, known)
+            annotated = label.numel() if known is None else known.sum().clamp(min=1)
+            values["foreground_labeled"] = (label > 0).sum() / annotated
         if len(logits) > len(label):
             unlabeled = logits[len(label) :] if taught is None else taught[0].float()
             values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()
@@ -177,9 +195,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 raise NotFiniteError(_not_finite(iteration, names, flags.tolist(), cases))
 
 
-def _hard_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Mean Dice, over the whole batch, of the foreground classes that are in the label or in the answer."""
+def _hard_dice(logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    """Mean Dice, over the annotated voxels of the batch, of the foreground classes in the label or in the answer."""
     predicted = logits == logits.amax(dim=1, keepdim=True)
+    if known is not None:
+        predicted &= known
     true = torch.zeros_like(predicted).scatter_(1, label.long(), True)
     overlap, total = (sums.flatten(2).sum(dim=(0, 2))[1:] for sums in (predicted & true, predicted.int() + true))
     return (2 * overlap / total.clamp(min=1)).sum() / (total > 0).sum().clamp(min=1)

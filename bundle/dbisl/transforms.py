@@ -14,12 +14,16 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 from torch.nn import functional
 
+from dbisl.cases import UNKNOWN
 from dbisl.losses import normalised_entropy
 from dbisl.task_transforms import SDMToSegmentation, signed_distance_map
 
 
 class SignedDistanceMapd(MapTransform):
     """Adds the exact signed distance map of every class of a label: the target of the regression.
+
+    Where a label is 255 (not annotated) its classes are unknown, and near there so are distances: the map is NaN
+    wherever it depends on them, that is where all unknown voxels inside give another distance than all outside.
 
     Args:
         keys: labels, ``1 x *spatial`` class indices with their voxel size in the metadata.
@@ -48,8 +52,39 @@ class SignedDistanceMapd(MapTransform):
             label = answer[key]
             spacing = label.pixdim.tolist()[: label.dim() - 1]
             one_hot = label[0] == torch.arange(self.num_classes).view(-1, *[1] * (label.dim() - 1))
-            sdm = signed_distance_map(one_hot, self.band, spacing).half()
+            sdm = signed_distance_map(one_hot, self.band, spacing)
+            unknown = (label[0] == UNKNOWN).as_tensor()
+            if unknown.any():
+                largest = signed_distance_map(one_hot | unknown, self.band, spacing)
+                sdm = torch.where(sdm == largest, sdm, math.nan)
+            sdm = sdm.half()
             answer[self.sdm_key] = MetaTensor(sdm, meta=label.meta)
+        return answer
+
+
+class KnownVoxelsd(MapTransform):
+    """Makes background of what was not annotated (255), in a label and in the answers that are compared with it.
+
+    A metric of both then counts the annotated voxels alone.
+
+    Args:
+        keys: answers, ``K x *spatial`` probabilities; one that is missing is skipped.
+        label_key: the label, ``1 x *spatial`` class indices on the same grid.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        answer = dict(data)
+        unknown = answer[self.label_key] == UNKNOWN
+        if unknown.any():
+            answer[self.label_key] = torch.where(unknown, 0, answer[self.label_key])
+            for key in self.key_iterator(answer):
+                background = torch.zeros_like(answer[key])
+                background[0] = 1
+                answer[key] = torch.where(unknown.to(background.device), background, answer[key])
         return answer
 
 
