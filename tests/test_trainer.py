@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -335,19 +336,29 @@ def test_gradient_accumulation_is_refused() -> None:
 class Session:
     """A training with everything that a checkpoint holds."""
 
-    def __init__(self, folder: Path, epochs: int, resume: bool = False, validation: int = 1) -> None:
+    def __init__(
+        self, folder: Path, epochs: int, resume: bool = False, validation: int = 1, labeled: str = "a.nii.gz"
+    ) -> None:
+        self.folder = folder
         self.network = make_network()
         self.ema = EMAHandler(self.network, momentum=0.1, handle_buffers="update")
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
-        cases = [{"image": torch.randn(1, 1, *SIZE), "label": torch.ones(1, 1, *SIZE)}] * validation
+        batch = next(iter(Streams()))["labeled"]
+        one_hot = functional.one_hot(batch["label"][:, 0], 2).movedim(-1, 1).float()
+        cases = [{"image": batch["image"], "label": one_hot}] * validation
         self.evaluator = SupervisedEvaluator(
             device="cpu",
             val_data_loader=cases,
             network=self.ema.ema_model,
             inferer=lambda image, network: network(image)[0].softmax(1),
             key_val_metric={
-                "dice": MeanDice(output_transform=lambda out: ([out[0]["pred"].round()], [out[0]["label"]]))
+                "dice": MeanDice(
+                    include_background=False,
+                    output_transform=lambda out: tuple(
+                        [case[key].round() for case in out] for key in ("pred", "label")
+                    ),
+                )
             },
         )
         self.optimizer = optimizer
@@ -363,6 +374,8 @@ class Session:
                     model=self.ema.ema_model,
                     state=state,
                     evaluator=self.evaluator,
+                    labeled=[{"image": labeled}],
+                    validation=[{"image": "v.nii.gz"}],
                     resume=resume,
                 ),
                 MeanTeacher(ema=self.ema),
@@ -374,7 +387,12 @@ class Session:
 def test_checkpoints_are_whole_plain_and_of_the_teacher(tmp_path: Path) -> None:
     session = Session(tmp_path, epochs=2)
     session.trainer.run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt", "model_final.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.pt",
+        "model.json",
+        "model.pt",
+        "model_final.pt",
+    ]
     final = torch.load(tmp_path / "model_final.pt", weights_only=True)
     for name, value in session.ema.ema_model.state_dict().items():
         torch.testing.assert_close(final[name], value)
@@ -407,6 +425,56 @@ def test_best_model_is_not_replaced_by_a_worse_one_after_resuming(tmp_path: Path
     assert (tmp_path / "model.pt").stat().st_mtime_ns == written
 
 
+def served_score(session: Session) -> float:
+    session.ema.ema_model.load_state_dict(torch.load(session.folder / "model.pt", weights_only=True))
+    session.evaluator.run()
+    return float(session.evaluator.state.metrics["dice"])
+
+
+def test_served_model_is_replaced_by_a_better_one_alone(tmp_path: Path) -> None:
+    good = Session(tmp_path, epochs=8)
+    good.trainer.run()
+    record = json.loads((tmp_path / "model.json").read_text())
+    served = (tmp_path / "model.pt").read_bytes()
+    assert record["score"] == pytest.approx(served_score(good)) and record["trained_on"] == ["a.nii.gz"]
+    # A worse training leaves it; it can be evaluated beside it.
+    worse = Session(tmp_path, epochs=1)
+    worse.trainer.run()
+    assert worse.evaluator.state.metrics["dice"] < record["score"]
+    assert (tmp_path / "model.pt").read_bytes() == served
+    assert (tmp_path / "model_best.pt").is_file() and not (tmp_path / "versions").exists()
+    # A better one takes its place, and it is kept.
+    better = Session(tmp_path, epochs=12)
+    better.trainer.run()
+    assert (tmp_path / "model.pt").read_bytes() != served
+    assert served_score(better) >= record["score"]
+    (version,) = (tmp_path / "versions").glob("*.pt")
+    assert version.read_bytes() == served and f"{record['score']:.4f}" in version.name
+
+
+def test_what_the_served_model_reaches_does_not_change_the_training(tmp_path: Path) -> None:
+    finals = []
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir()
+        if folder == "old":
+            torch.save(make_network().state_dict(), tmp_path / "old" / "model.pt")
+        Session(tmp_path / folder, epochs=2).trainer.run()
+        finals.append(torch.load(tmp_path / folder / "model_final.pt", weights_only=True))
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+@pytest.mark.parametrize("served", ["of another network", "trained on a validation scan"])
+def test_a_served_model_that_says_nothing_here_is_replaced(tmp_path: Path, served: str) -> None:
+    if served == "of another network":
+        torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    else:
+        Session(tmp_path, epochs=8, labeled="v.nii.gz").trainer.run()
+    before = (tmp_path / "model.pt").read_bytes()
+    Session(tmp_path, epochs=1).trainer.run()
+    assert (tmp_path / "model.pt").read_bytes() != before
+    assert [path.read_bytes() for path in (tmp_path / "versions").glob("*.pt")] == [before]
+
+
 def test_without_validation_the_last_network_is_served(tmp_path: Path) -> None:
     Session(tmp_path, epochs=1, validation=0).trainer.run()
     best, final = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "model_final.pt"))
@@ -422,7 +490,7 @@ def test_failed_training_leaves_no_final_model(tmp_path: Path) -> None:
     session.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), fail)
     with pytest.raises(RuntimeError, match="power cut"):
         session.trainer.run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model_best.pt"]
 
 
 def test_resuming_with_another_epoch_length_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ EVALUATE = ["configs/train.json", "configs/evaluate.json"]
 def test_training_leaves_models_curves_and_a_log_of_every_term(trained: Path) -> None:
     assert sorted(path.name for path in (trained / "models").iterdir()) == [
         "checkpoint.pt",
+        "model.json",
         "model.pt",
         "model_final.pt",
     ]

@@ -53,6 +53,7 @@ def log(run_dir: Path, data: Path, run_bundle: Run) -> str:
 def test_one_process_writes_and_logs(run_dir: Path, log: str) -> None:
     assert sorted(path.name for path in (run_dir / "models").iterdir()) == [
         "checkpoint.pt",
+        "model.json",
         "model.pt",
         "model_final.pt",
     ]
