@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types format clean
+.PHONY: help setup demo test test-all lint types format annotate rollback test-server clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,33 @@ format: setup ## Put the code in its format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The annotation server needs packages that the rest does not, and older ones: it has an environment of its own.
+LABEL_APP := bundle/label_app
+LABEL_VENV := .venv-annotate
+LABEL_BIN := $(LABEL_VENV)/bin
+LABEL_STAMP := $(LABEL_VENV)/.installed
+LABEL_PIP_INSTALL := $(LABEL_BIN)/python -m pip install --disable-pip-version-check --quiet
+PORT ?= 8000
+
+$(LABEL_STAMP): $(LABEL_APP)/requirements.txt $(LABEL_APP)/requirements_server.txt
+	@echo "Installing MONAI Label into $(LABEL_VENV) (once; about 2 GB)"
+	@$(PYTHON) -m venv $(LABEL_VENV)
+	@$(LABEL_PIP_INSTALL) "$$(grep '^torch==' $(LABEL_APP)/requirements.txt)"
+	@$(LABEL_PIP_INSTALL) --requirement $(LABEL_APP)/requirements.txt
+	@$(LABEL_PIP_INSTALL) --no-deps --requirement $(LABEL_APP)/requirements_server.txt
+	@touch $@
+
+annotate: $(LABEL_STAMP) ## Serve a folder of scans for annotation: make annotate STUDIES=folder [PORT=8000]
+	@test -n "$(STUDIES)" || { echo "make annotate needs a folder of scans: make annotate STUDIES=folder" >&2; exit 1; }
+	$(LABEL_BIN)/python $(LABEL_APP)/start.py --studies "$(STUDIES)" --port $(PORT) $(ARGS)
+
+rollback: $(LABEL_STAMP) ## Serve the weights again that were served before the last training
+	cd bundle && ../$(LABEL_BIN)/python -m dbisl.versions restore models $(ARGS)
+
+test-server: $(LABEL_STAMP) ## Run the tests that need the annotation server
+	@$(LABEL_PIP_INSTALL) "$$(grep '^pytest==' requirements.lock)"
+	PYTHONPATH=$(LABEL_APP)/site OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest tests/label_app -m "not slow" $(ARGS)
+
 clean: ## Remove .venv, caches and build files; data and results stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist bundle/*.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) .mypy_cache .pytest_cache .ruff_cache build dist bundle/*.egg-info
 	find bundle scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -312,6 +312,40 @@ def test_an_input_error_is_one_sentence_on_stderr(tmp_path: Path) -> None:
 # ---- check_cases ----
 
 
+def make_datastore(root: Path, splits: dict[str, str | None], unlabeled: list[str]) -> None:
+    """Studies as MONAI Label leaves them: final labels with their split, proposals, and scans that nobody opened."""
+    objects: dict[str, Any] = {}
+    for name in [*splits, *unlabeled]:
+        write_scan(root / f"{name}.nii.gz")
+        labels = {"original": {"ext": ".nii.gz", "info": {}}}
+        write_scan(root / "labels" / "original" / f"{name}.nii.gz")
+        info = {}
+        if name in splits:
+            write_scan(root / "labels" / "final" / f"{name}.nii.gz")
+            labels["final"] = {"ext": ".nii.gz", "info": {}}
+            info = {} if splits[name] is None else {"split": splits[name]}
+        objects[name] = {"image": {"ext": ".nii.gz", "info": info}, "labels": labels}
+    store = {"name": "", "description": "", "images_dir": ".", "labels_dir": "labels", "objects": objects}
+    (root / "datastore_v2.json").write_text(json.dumps(store))
+
+
+def test_studies_of_an_annotation_server(tmp_path: Path) -> None:
+    make_datastore(tmp_path, {"b": "training", "d": "validation", "a": None}, ["c", "e"])
+    cases = find_cases(tmp_path)
+    assert [case["image"] for case in cases.labeled] == [str(tmp_path / f"{name}.nii.gz") for name in "ba"]
+    assert cases.labeled[0]["label"] == str(tmp_path / "labels" / "final" / "b.nii.gz")
+    assert cases.unlabeled == [{"image": str(tmp_path / f"{name}.nii.gz")} for name in "ce"]
+    assert [case["image"] for case in cases.validation] == [str(tmp_path / "d.nii.gz")]
+
+
+def test_studies_without_a_split_and_without_scans(tmp_path: Path) -> None:
+    make_datastore(tmp_path, dict.fromkeys("abcde"), ["u"])
+    cases = find_cases(tmp_path)
+    assert len(cases.labeled) == 4 and len(cases.validation) == 1
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": {}}))
+    assert "has no images" in refusal(find_cases, tmp_path)
+
+
 class Study:
     """Two labeled, one unlabeled and one validation case, and the options that fit them."""
 

@@ -20,6 +20,7 @@ from dbisl.transforms import (
     KeepLargestComponentd,
     KnownVoxelsd,
     SignedDistanceMapd,
+    SpacingOfImagesd,
 )
 
 
@@ -70,6 +71,18 @@ def test_what_was_not_annotated_is_background_in_label_and_answer() -> None:
     assert torch.equal(data["pred"][:, [0, 1, 4]], answer[:, [0, 1, 4]])
     whole = KnownVoxelsd("pred", label_key="label")({"label": label % 3, "pred": answer})
     assert torch.equal(whole["pred"], answer) and torch.equal(whole["label"], label % 3)
+
+
+def test_spacing_leaves_the_paths_that_a_server_puts_beside_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((6, 7, 8), np.float32), np.diag([2.0, 2, 2, 1])), path)
+    data = LoadImaged("image", ensure_channel_first=True)({"image": path, "image_path": str(path)})
+    with pytest.raises(AttributeError):  # why it is needed
+        Spacingd("image", pixdim=(1.0, 1.0, 1.0))(data)
+    answer = SpacingOfImagesd("image", pixdim=(1.0, 1.0, 1.0))(data)
+    expected = Spacingd("image", pixdim=(1.0, 1.0, 1.0))({"image": data["image"]})["image"]
+    torch.testing.assert_close(answer["image"].as_tensor(), expected.as_tensor())
+    assert answer["image_path"] == str(path)
 
 
 def test_unlabeled_scan_passes_unchanged() -> None:

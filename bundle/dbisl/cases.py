@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii")
 DATALIST_KEYS = ("labeled", "unlabeled", "validation")
+DATASTORE = "datastore_v2.json"
+"""What MONAI Label 0.8 writes into the folder of the studies that it serves."""
 UNKNOWN = 255
 """Value of a voxel in a label of which the annotator has said nothing."""
 LABELED_KEYS = ("labeled", "validation")
@@ -83,13 +85,15 @@ def find_cases(
 ) -> Cases:
     """Find the labeled, unlabeled and validation cases of a data set.
 
-    Three forms are understood, with files ending in ``.nii.gz`` or ``.nii``:
+    Four forms are understood, with files ending in ``.nii.gz`` or ``.nii``:
 
     - ``dataset_dir/images`` and ``dataset_dir/labels``, where a label has the file name of its image. Optional
       ``train.list`` and ``val.list`` beside them hold a case name a line; without ``train.list``, every image that is
       not in ``val.list`` is for training, in the order of the names.
     - ``dataset_dir/imagesTr`` and ``dataset_dir/labelsTr``, the layout of the Medical Segmentation Decathlon, with the
       ``training`` and ``validation`` lists of ``dataset.json`` where it has them. Test scans are never used.
+    - ``dataset_dir/datastore_v2.json``, the studies of a MONAI Label server: a case is labeled if its label is final,
+      and for validation if the information about its image has ``"split": "validation"``.
     - ``datalist``, a JSON file with the keys ``labeled``, ``unlabeled`` and ``validation``; its paths are absolute or
       relative to ``dataset_dir``.
 
@@ -115,6 +119,8 @@ def find_cases(
     root = Path(dataset_dir).expanduser()
     if datalist:
         source = _read_datalist(root, Path(datalist).expanduser())
+    elif (root / DATASTORE).is_file():
+        source = _read_datastore(root)
     elif (root / "imagesTr").is_dir():
         source = _read_decathlon(root)
     else:
@@ -315,10 +321,28 @@ def _read_datalist(root: Path, datalist: Path) -> _Source:
     return _Source(training=[*(labeled or ()), *unlabeled], validation=validation, name=str(path))
 
 
+def _read_datastore(root: Path) -> _Source:
+    path = root / DATASTORE
+    store = _read_json(path)
+    images, labels = root / store.get("images_dir", ""), root / store.get("labels_dir", "labels") / "final"
+    training: list[dict[str, str]] = []
+    validation: list[dict[str, str]] = []
+    for name, entry in store.get("objects", {}).items():
+        image = images / f"{name}{entry['image']['ext']}"
+        final = entry.get("labels", {}).get("final")
+        if image.is_file() and image.name.endswith(EXTENSIONS):
+            case = _case(image, None if final is None else labels / f"{name}{final['ext']}")
+            held_out = final is not None and entry["image"].get("info", {}).get("split") == "validation"
+            (validation if held_out else training).append(case)
+    if not training and not validation:
+        raise _no_images(root)
+    return _Source(training=training, validation=validation or None, name=str(path))
+
+
 def _no_images(root: Path) -> InputError:
     return InputError(
         f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected .nii.gz or .nii files "
-        "in images/ and labels/, or in imagesTr/ and labelsTr/; for demo data, run "
+        "in images/ and labels/, or in imagesTr/ and labelsTr/, or a MONAI Label datastore; for demo data, run "
         "`python scripts/make_demo_data.py --output_dir DIR` in the repository."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,26 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Spacingd
 from scipy import ndimage
 from torch.nn import functional
 
 from dbisl.cases import UNKNOWN
 from dbisl.losses import normalised_entropy
 from dbisl.task_transforms import SDMToSegmentation, signed_distance_map
+
+
+class SpacingOfImagesd(Spacingd):
+    """MONAI's ``Spacingd``, for data in which other entries begin with the name of an image.
+
+    From MONAI 1.6 on, ``Spacingd`` takes every entry ``image_...`` for the metadata of ``image``. Servers put paths
+    there (MONAI Label: ``image_path``), which are none.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        apart = {key: value for key, value in data.items() if isinstance(value, (str, os.PathLike))}
+        rest = {key: value for key, value in data.items() if key not in apart}
+        return {**apart, **super().__call__(rest, lazy=lazy)}
 
 
 class SignedDistanceMapd(MapTransform):

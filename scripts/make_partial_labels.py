@@ -1,0 +1,58 @@
+"""A copy of a data set whose training labels are annotated in some slices only, to measure what that costs.
+
+    python scripts/make_partial_labels.py --dataset_dir DATA --output_dir PARTIAL --every 5
+    python scripts/benchmark.py --dataset_dir PARTIAL --output_dir COMPARISON --labels "[8]"
+
+Of each training label every fifth slice along its last axis keeps its classes; all other voxels become 255, not
+annotated. Images, validation labels and lists are links to the originals.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+
+from dbisl.cases import UNKNOWN, find_cases
+
+
+def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> None:
+    """Make the copy.
+
+    Args:
+        dataset_dir: with ``images`` and ``labels``.
+        output_dir: a new folder.
+        every: of so many slices one is annotated; the first is in the middle of the first so many.
+
+    Raises:
+        FileExistsError: when ``output_dir`` exists.
+    """
+    source, output = Path(dataset_dir).resolve(), Path(output_dir)
+    cases = find_cases(source)
+    output.mkdir(parents=True)
+    (output / "labels").mkdir()
+    (output / "images").symlink_to(source / "images")
+    for path in source.glob("*.list"):
+        (output / path.name).symlink_to(path)
+    for case in cases.validation:
+        (output / "labels" / Path(case["label"]).name).symlink_to(case["label"])
+    shares = []
+    for case in cases.labeled:
+        label = nib.load(case["label"])
+        classes = np.asanyarray(label.dataobj).astype(np.uint8)
+        annotated = np.arange(classes.shape[2]) % every == every // 2
+        classes[:, :, ~annotated] = UNKNOWN
+        shares.append(annotated.mean())
+        header = label.header.copy()
+        header.set_data_dtype(np.uint8)
+        temporary = output / f".{os.getpid()}.nii.gz"
+        nib.save(nib.Nifti1Image(classes, label.affine, header), temporary)
+        os.replace(temporary, output / "labels" / Path(case["label"]).name)
+    print(f"{len(shares)} labels, {100 * np.mean(shares):.0f}% of their slices annotated")
+
+
+if __name__ == "__main__":
+    fire.Fire(make_partial_labels)

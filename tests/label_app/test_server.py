@@ -1,0 +1,255 @@
+"""The real MONAI Label server over REST, with the stock app and with ours. Runs in the environment of the server:
+``make test-server``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel", reason="needs MONAI Label: make test-server")
+import requests
+import torch
+
+from dbisl.networks import DualTaskVNet
+from scripts.make_demo_data import make_demo_data
+
+FEATURES, PATCH = 4, [24, 24, 24]
+START = 90  # seconds
+
+
+class Server:
+    """A running server and its bundle folders."""
+
+    def __init__(self, url: str, studies: Path, log: Path) -> None:
+        self.url, self.studies, self._log = url, studies, log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        return requests.request(method, self.url + path, timeout=120, **options)
+
+    def json(self, method: str, path: str, **options: Any) -> Any:
+        answer = self.call(method, path, **options)
+        assert answer.status_code == 200, (path, answer.text, self.log[-3000:])
+        return answer.json()
+
+    def assert_refused(self, path: str, why: str) -> None:
+        """A failed request whose reason stands in the answer, or in the log (uvicorn writes it after the answer)."""
+        answer = self.call("POST", path, json={})
+        assert answer.status_code != 200
+        deadline = time.monotonic() + 10
+        while why not in answer.text + self.log:
+            assert time.monotonic() < deadline, (answer.text, self.log[-3000:])
+            time.sleep(0.2)
+
+    def images(self) -> dict[str, dict[str, Any]]:
+        objects = self.json("GET", "/datastore/?output=all")["objects"]
+        return {name: entry["image"]["info"] for name, entry in objects.items()}
+
+    def submit(self, name: str, label: Path) -> None:
+        with label.open("rb") as file:
+            self.json("PUT", f"/datastore/label?image={name}", files={"label": (label.name, file)})
+
+    def train(self, model: str, **options: Any) -> None:
+        request = {"max_epochs": 1, "device": "cpu", "multi_gpu": False, **options}
+        self.json("POST", f"/train/{model}?run_sync=true", json=request)
+
+    def infer(self, model: str, name: str, folder: Path) -> nib.Nifti1Image:
+        answer = self.call("POST", f"/infer/{model}?image={name}&output=image")
+        assert answer.status_code == 200, (answer.text, self.log[-3000:])
+        path = folder / f"{name}_{model}.nii.gz"
+        path.write_bytes(answer.content)
+        return nib.load(path)
+
+    def assert_on_the_grid(self, model: str, name: str, folder: Path) -> None:
+        segmentation, scan = self.infer(model, name, folder), nib.load(self.studies / f"{name}.nii.gz")
+        assert segmentation.shape == scan.shape
+        np.testing.assert_allclose(segmentation.affine, scan.affine, atol=1e-4)
+        assert set(np.unique(np.asarray(segmentation.dataobj))) <= {0, 1, 2}
+
+
+@contextmanager
+def serve(command: list[str], studies: Path, log: Path) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    site = Path(__file__).parents[2] / "bundle" / "label_app" / "site"
+    environment = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site)}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)],
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", studies, log)
+    try:
+        deadline = time.monotonic() + START
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, server.log[-3000:]
+            try:
+                if server.call("GET", "/info/").status_code == 200:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.5)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def make_bundle(root: Path, folder: Path, seed: int | None) -> Path:
+    """A copy of the bundle with a small network, and random weights unless there is no seed."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pt", "output", "logs", "*.egg-info")
+    shutil.copytree(root / "bundle", folder, ignore=ignored)
+    for name, changes in {
+        "train.json": {"iterations_per_epoch": 2, "num_workers": 0, "amp": False},
+        "inference.json": {"amp": False},
+    }.items():
+        path = folder / "configs" / name
+        config = json.loads(path.read_text())
+        config |= {**changes, "patch_size": PATCH}
+        config["network_def"]["features"] = FEATURES
+        path.write_text(json.dumps(config))
+    if seed is not None:
+        torch.manual_seed(seed)
+        network = DualTaskVNet(out_channels=3, features=FEATURES, levels=4, dropout=0.2)
+        torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(str(folder), num_labeled=6, num_unlabeled=0, num_validation=0, seed=0)
+    return folder
+
+
+@pytest.fixture
+def studies(demo: Path, tmp_path: Path) -> Path:
+    shutil.copytree(demo / "images", tmp_path / "studies")
+    return tmp_path / "studies"
+
+
+def label_of(demo: Path, name: str) -> Path:
+    return demo / "labels" / f"{name}.nii.gz"
+
+
+def test_stock_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    shutil.copytree(Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle", app)
+    bundle = make_bundle(root, app / "model" / "hippocampus", seed=0)
+    command = ["-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--conf", "models", "hippocampus", "--conf", "zoo_source", "local"]
+    with serve(command, studies, tmp_path / "log.txt") as server:
+        info = server.json("GET", "/info/")
+        assert info["models"]["hippocampus"]["labels"] == {"anterior hippocampus": 1, "posterior hippocampus": 2}
+        names = sorted(server.images())
+        server.assert_on_the_grid("hippocampus", names[0], tmp_path)
+        for name in names[:2]:
+            server.submit(name, label_of(demo, name))
+        served = (bundle / "models" / "model.pt").read_bytes()
+        server.train("hippocampus")
+        assert "training on 2 labeled and 4 unlabeled scans" in server.log
+        assert (bundle / "models" / "model.pt").read_bytes() != served
+        assert [path.read_bytes() for path in (bundle / "models" / "versions").glob("*.pt")] == [served]
+        server.assert_on_the_grid("hippocampus", names[3], tmp_path)
+        batch = "/batch/infer/hippocampus?images=unlabeled&run_sync=true"
+        answers = server.json("POST", batch, json={"multi_gpu": False})
+        assert sorted(answers) == names[2:]
+
+
+def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
+    """Two bundles in one server: one with weights, one that has yet to be trained."""
+    bundles = [make_bundle(root, tmp_path / name, seed) for name, seed in (("first", 0), ("second", None))]
+    command = [str(root / "bundle" / "label_app" / "start.py"), "--conf", "bundles", ",".join(map(str, bundles))]
+    with serve(command, studies, tmp_path / "log.txt") as server:
+        info = server.json("GET", "/info/")
+        assert set(info["models"]) == set(info["trainers"]) == {"first", "second"}
+        assert {"uncertainty_first", "entropy_second", "random", "first"} <= set(info["strategies"])
+        names = sorted(server.images())
+
+        # From the first scan: a proposal by the weights that are there, a sentence where there are none.
+        server.assert_on_the_grid("first", names[0], tmp_path)
+        server.assert_refused("/infer/second?image=" + names[0], "There is no model yet")
+        server.assert_refused("/train/second?run_sync=true", "There is no label yet")
+
+        # One label, five scans without one.
+        server.submit(names[0], label_of(demo, names[0]))
+        server.train("second", pretrained=False)
+        assert "training on 1 labeled and 5 unlabeled scans, validation on 0" in server.log
+        for model in ("first", "second"):
+            server.assert_on_the_grid(model, names[1], tmp_path)
+
+        # The next scan is the one of which the model is least sure.
+        for model in ("first", "second"):
+            assert server.json("POST", f"/scoring/uncertainty_{model}?run_sync=true") == {"scored": 5, "failed": {}}
+            for strategy, score in (("uncertainty", "disagreement"), ("entropy", "entropy")):
+                scores = {name: info.get(f"{model}_{score}") for name, info in server.images().items()}
+                expected = max(names[1:], key=scores.__getitem__)
+                assert server.json("POST", f"/activelearning/{strategy}_{model}", json={})["id"] == expected
+        assert server.json("POST", "/scoring/uncertainty_first?run_sync=true")["scored"] == 0  # nothing has changed
+
+        # All labels: the latest of each five is held out, for good, and nothing is left without a label.
+        for name in names[1:]:
+            server.submit(name, label_of(demo, name))
+            time.sleep(1.01)  # labels have dates of whole seconds
+        server.train("first")
+        assert "training on 5 labeled and 0 unlabeled scans, validation on 1" in server.log
+        splits = {name: info["split"] for name, info in server.images().items()}
+        assert splits == {**dict.fromkeys(names, "training"), names[-1]: "validation"}
+
+
+def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(root, tmp_path / "bundle", seed=0)
+    command = [str(bundle / "label_app" / "start.py"), "--conf", "partial_labels", "true"]
+    with serve(command, studies, tmp_path / "log.txt") as server:
+        name = sorted(server.images())[0]
+        scan = nib.load(label_of(demo, name))
+        label = np.asarray(scan.dataobj).copy()
+        outlined = np.flatnonzero(label.any(axis=(0, 1)))[::4]
+        label[..., ~np.isin(np.arange(label.shape[2]), outlined)] = 0
+        nib.save(nib.Nifti1Image(label, scan.affine), tmp_path / "partial.nii.gz")
+        server.submit(name, tmp_path / "partial.nii.gz")
+        kept = np.asarray(nib.load(studies / "labels" / "final" / f"{name}.nii.gz").dataobj)
+        assert (kept[..., outlined] == label[..., outlined]).all()
+        assert (np.delete(kept, outlined, axis=2) == 255).all()
+        server.train("dbisl")
+        assert "training on 1 labeled and 5 unlabeled scans" in server.log
+
+
+@pytest.mark.parametrize("moments", [pytest.param(3, id="3"), pytest.param(10, id="10", marks=pytest.mark.slow)])
+def test_training_that_is_killed_leaves_the_served_model(
+    root: Path, demo: Path, studies: Path, tmp_path: Path, moments: int
+) -> None:
+    bundle = make_bundle(root, tmp_path / "bundle", seed=0)
+    served = (bundle / "models" / "model.pt").read_bytes()
+    dice = random.Random(0)
+    with serve([str(bundle / "label_app" / "start.py")], studies, tmp_path / "log.txt") as server:
+        names = sorted(server.images())
+        server.submit(names[0], label_of(demo, names[0]))
+        for _ in range(moments):
+            server.json("POST", "/train/dbisl", json={"max_epochs": 1000, "device": "cpu", "multi_gpu": False})
+            time.sleep(dice.uniform(1, 15))
+            server.assert_on_the_grid("dbisl", names[1], tmp_path)  # while it trains
+            server.json("DELETE", "/train/")
+            assert (bundle / "models" / "model.pt").read_bytes() == served
+            server.assert_on_the_grid("dbisl", names[2], tmp_path)

@@ -1,0 +1,31 @@
+"""Labels of some slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dbisl.cases import check_cases, find_cases
+from scripts.make_demo_data import make_demo_data
+from scripts.make_partial_labels import make_partial_labels
+
+
+def test_every_fifth_slice_is_kept_and_the_copy_can_be_trained_on(tmp_path: Path) -> None:
+    make_demo_data(str(tmp_path / "data"), num_labeled=2, num_unlabeled=1, num_validation=1, seed=0)
+    make_partial_labels(str(tmp_path / "data"), str(tmp_path / "partial"), every=5)
+    whole, partial = find_cases(tmp_path / "data"), find_cases(tmp_path / "partial")
+    assert [len(cases) for cases in (partial.labeled, partial.unlabeled, partial.validation)] == [2, 1, 1]
+    for before, after in zip(whole.labeled, partial.labeled, strict=True):
+        old, new = (np.asarray(nib.load(case["label"]).dataobj) for case in (before, after))
+        assert (new[..., 2::5] == old[..., 2::5]).all()
+        assert (np.delete(new, np.s_[2::5], axis=2) == 255).all()
+    old, new = (np.asarray(nib.load(cases.validation[0]["label"]).dataobj) for cases in (whole, partial))
+    assert (old == new).all()
+    lists = {"labeled": partial.labeled, "unlabeled": partial.unlabeled, "validation": partial.validation}
+    options = {"in_channels": 1, "out_channels": 3, "patch_size": [16, 16, 16], "patch_divisor": 8}
+    check_cases(**lists, **options, spacing=(1.0, 1.0, 1.0))
+    with pytest.raises(FileExistsError):
+        make_partial_labels(str(tmp_path / "data"), str(tmp_path / "partial"))
