@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import fire
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
 from dbisl.cases import UNKNOWN, find_cases
 
@@ -41,7 +43,7 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
         (output / "labels" / Path(case["label"]).name).symlink_to(case["label"])
     shares = []
     for case in cases.labeled:
-        label = nib.load(case["label"])
+        label = cast(SpatialImage, nib.load(case["label"]))
         classes = np.asanyarray(label.dataobj).astype(np.uint8)
         annotated = np.arange(classes.shape[2]) % every == every // 2
         classes[:, :, ~annotated] = UNKNOWN

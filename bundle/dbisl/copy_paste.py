@@ -1,4 +1,4 @@
-"""Boxes of labeled patches pasted into unlabeled ones, and the other way round, with their label."""
+"""Boxes of labeled patches pasted into unlabeled ones, with their label."""
 
 from __future__ import annotations
 
@@ -14,28 +14,24 @@ CERTAINTY = 12.0
 class CopyPaste:
     """Pastes a box of a labeled patch into an unlabeled one, and the truth in that box into the teacher's answer.
 
-    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right in the box; or, where
-    the box is kept and all around it is pasted, labeled anatomy around unlabeled: bidirectional copy-paste (Bai et al.,
-    CVPR 2023), with a box placed anywhere.
+    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right in the box. It is one
+    direction, labeled into unlabeled, of bidirectional copy-paste (Bai et al., CVPR 2023), with a box placed anywhere.
 
     Args:
         prob: of each unlabeled patch.
         low, high: shortest and longest edge of the box, as a fraction of the patch's.
-        around: how often all but the box is pasted instead of the box.
 
     Raises:
         ValueError: unless ``0 <= prob <= 1`` and ``0 < low <= high <= 1``.
     """
 
-    def __init__(self, prob: float, low: float = 0.4, high: float = 0.8, around: float = 0.0) -> None:
-        if not 0 <= prob <= 1 or not 0 < low <= high <= 1 or not 0 <= around <= 1:
+    def __init__(self, prob: float, low: float = 0.4, high: float = 0.8) -> None:
+        if not 0 <= prob <= 1 or not 0 < low <= high <= 1:
             raise ValueError(
-                "expected prob and around in [0, 1] and fractions 0 < low <= high <= 1, got "
-                f"prob={prob}, around={around}, low={low} and high={high}."
+                f"expected a prob in [0, 1] and fractions 0 < low <= high <= 1, got {prob}, low={low} and high={high}."
             )
         self.prob = prob
         self.low, self.high = low, high
-        self.around = around
 
     def __call__(
         self,
@@ -86,10 +82,10 @@ class CopyPaste:
         return images, (logits, r)
 
     def _pasted(self, size: torch.Size) -> torch.Tensor:
-        """Which voxels come from the labeled patch: a box, or all but one."""
+        """Which voxels come from the labeled patch: a box."""
         inside = torch.zeros(size, dtype=torch.bool)
         inside[tuple(self._box(size))] = True
-        return ~inside if torch.rand(()) < self.around else inside
+        return inside
 
     def _box(self, size: torch.Size) -> list[slice]:
         box = []
