@@ -244,19 +244,24 @@ def _run_cell(plan: Plan, cell: Cell, environment: Mapping[str, str]) -> None:
             training["resume"] = True
         started = time.monotonic()
         try:
-            _run_bundle("training", files, training, folder / "training.log", environment)
+            run_bundle("training", files, training, folder / "training.log", environment)
         finally:
             known["training_seconds"] += time.monotonic() - started
             _write(record, json.dumps(known, indent=4) + "\n")
     if not (evaluation / "cases.csv").is_file():
         files = [*files, BUNDLE / "configs" / "evaluate.json", *([plan.test_scans] if plan.test_scans else [])]
         evaluating = {**options, "output_dir": evaluation, "ckpt_path": folder / CHECKPOINTS[plan.checkpoint]}
-        _run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment)
+        run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment)
 
 
-def _run_bundle(
+def run_bundle(
     run_id: str, files: Sequence[Path], options: Mapping[str, Any], log: Path, environment: Mapping[str, str]
 ) -> None:
+    """One command of the bundle, in a process of its own, whose output is appended to a log.
+
+    Raises:
+        CellError: when it fails; the sentence has the last line of its output.
+    """
     command = [
         sys.executable,
         "-m",
@@ -292,7 +297,7 @@ def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
 
 
 def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None:
-    rows = {cell: _read_cases(plan.evaluation(cell) / "cases.csv") for cell in cells}
+    rows = {cell: read_cases(plan.evaluation(cell) / "cases.csv") for cell in cells}
     columns = ["method", "labels", "seed", *next(iter(rows.values()))[0]]
     with (temporary := plan.output_dir / ".results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -310,7 +315,8 @@ def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None
     print(f"\n{caption}\n\n{table}")
 
 
-def _read_cases(path: Path) -> list[Row]:
+def read_cases(path: Path) -> list[Row]:
+    """The rows of an evaluation's ``cases.csv``."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -25,15 +25,20 @@ class ScanScores:
         bundle_root: folder of the bundle, with its ``configs``.
         weights: state dict; ``models/model.pt`` of the bundle if None.
         device: where the network runs.
+        overrides: keys of ``inference.json`` with other values.
     """
 
     def __init__(
-        self, bundle_root: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, device: str = "cpu"
+        self,
+        bundle_root: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         configs = Path(bundle_root) / "configs"
         config = ConfigParser()
         config.read_config([str(configs / "inference.json"), str(configs / "maps.json")])
-        config.update({"bundle_root": str(bundle_root), "device": device})
+        config.update({**(overrides or {}), "bundle_root": str(bundle_root), "device": device})
         self.device = device
         self.network = config.get_parsed_content("network").eval()
         path = Path(bundle_root) / "models" / "model.pt" if weights is None else weights
