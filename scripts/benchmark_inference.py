@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fire
@@ -32,36 +32,6 @@ LITERATURE = "literature, float32"
 OVERLAPS = (0.25, 0.5, 0.75)
 
 
-def benchmark(
-    image: str,
-    label: str,
-    weights: str,
-    config_file: str | Sequence[str] = "bundle/configs/inference.json",
-    stride: Sequence[int] = (18, 18, 4),
-    repeats: int = 3,
-) -> None:
-    """Print the table.
-
-    Args:
-        image: the scan, NIfTI.
-        label: its label, NIfTI.
-        weights: a checkpoint that training wrote.
-        config_file: inference config, or a list of it and what changes it.
-        stride: voxels between the windows of the literature's loop.
-        repeats: timed repetitions of each way.
-    """
-    keep_freed_memory()  # as the bundle does
-    rows = measure(image, label, weights, config_file, stride, repeats)
-    print(f"{rows[0]['size']} voxels, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| inference | windows | time (s) | speed-up | Dice, literature | Dice, label |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        print(
-            f"| {row['name']} | {row['windows']} | {row['seconds']:.2f} | {rows[0]['seconds'] / row['seconds']:.1f} "
-            f"| {row['dice_literature']:.4f} | {row['dice_label']:.4f} |"
-        )
-
-
 def measure(
     image: str,
     label: str,
@@ -70,11 +40,21 @@ def measure(
     stride: Sequence[int] = (18, 18, 4),
     repeats: int = 3,
 ) -> list[dict[str, Any]]:
-    """One row a way, the literature's in float32 first; the arguments are those of :func:`benchmark`.
+    """Segment one scan in each way.
 
-    ``seconds`` is the median, ``windows`` what passed through the network; ``dice_literature`` and ``dice_label`` are
-    means over the classes but the background.
+    Args:
+        image: the scan, NIfTI.
+        label: its label, NIfTI.
+        weights: a checkpoint that training wrote.
+        config_file: inference config, or a list of it and what changes it.
+        stride: voxels between the windows of the literature's loop.
+        repeats: timed repetitions of each way.
+
+    Returns:
+        One row a way, the literature's in float32 first. ``seconds`` is the median, ``windows`` what passed through the
+        network; ``dice_literature`` and ``dice_label`` are means over the classes but the background.
     """
+    keep_freed_memory()  # as the bundle does
     config = ConfigParser()
     config.read_config(config_file)
     config.update({"load_keys": ["image", "label"], "grid_keys": ["image", "label"], "bundle_root": "."})
@@ -152,5 +132,21 @@ def _dice(answer: torch.Tensor, reference: torch.Tensor, classes: int) -> float:
     return float(compute_dice(answer, reference, include_background=False).nanmean())
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of :func:`measure` as Markdown."""
+    lines = [
+        f"{rows[0]['size']} voxels, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "",
+        "| inference | windows | time (s) | speed-up | Dice, literature | Dice, label |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {row['windows']} | {row['seconds']:.2f} | {rows[0]['seconds'] / row['seconds']:.1f} "
+            f"| {row['dice_literature']:.4f} | {row['dice_label']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    fire.Fire(benchmark)
+    fire.Fire(measure, serialize=table)

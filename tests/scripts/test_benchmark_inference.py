@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fire
 import pytest
 import torch
 
 from dbisl.networks import DualTaskVNet
-from scripts.benchmark_inference import LITERATURE, benchmark, measure
+from scripts.benchmark_inference import LITERATURE, measure, table
 from scripts.make_demo_data import make_demo_data
 
 
@@ -36,7 +37,8 @@ def test_ways_agree_on_the_network_and_differ_in_windows(arguments: dict[str, st
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
-def test_printed_table(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark(**arguments, stride=(8, 8, 8), repeats=1)
+def test_table_as_the_command_prints_it(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--{name}={value}" for name, value in {**arguments, "stride": [8, 8, 8], "repeats": 1}.items()]
+    fire.Fire(measure, command=options, serialize=table)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 6 and lines[0].startswith("| inference | windows | time (s) |")
