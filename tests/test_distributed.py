@@ -203,6 +203,7 @@ def start_of_rank(rank: int, configs: str, data: str) -> tuple[np.ndarray, np.nd
     """The weights, the first labeled patch and the cases of the first unlabeled batch."""
     files = [f"{configs}/train.json", f"{configs}/multi_gpu_train.json"]
     options = {"dataset_dir": data, "device": "cpu", "num_workers": 0, "network_def#features": 4}
+    options |= {"warm_up": 0, "min_dice": 0}  # unlabeled patches from the first batch on
     parser = ConfigWorkflow(files, logging_file=False, **options).parser
     parser.get_parsed_content("initialize#1")  # the group has been joined before
     network = parser.get_parsed_content("train#trainer#network")
