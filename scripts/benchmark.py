@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,10 @@ CHECKPOINTS = {"last": "model_final.pt", "best": "model.pt"}
 METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)"}
 RESAMPLES = 10_000
 Row = dict[str, str]
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+"""Trainings and evaluations of this process, to be stopped with it."""
 
 
 class CellError(RuntimeError):
@@ -216,8 +221,10 @@ def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]
                     raise error
                 print(f"[{done}/{len(cells)}, about {left:.0f} min left] {futures[future].name} {message}", flush=True)
         except BaseException:
-            # Trainings that run get the terminal's Ctrl-C themselves; those that wait are not started.
+            # Those that wait are not started; those that run go on from their last checkpoint another time.
             stopped.set()
+            for process in list(_running):
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return failures
@@ -273,10 +280,13 @@ def run_bundle(
     ]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     with log.open("a") as file:
-        done = subprocess.run(command, cwd=BUNDLE, env=environment, stdout=file, stderr=file, check=False)
-    if done.returncode != 0:
+        process = subprocess.Popen(command, cwd=BUNDLE, env=environment, stdout=file, stderr=file)
+        _running.add(process)
+        code = process.wait()
+        _running.discard(process)
+    if code != 0:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise CellError(f"{run_id} ended with code {done.returncode}, see {log}: {lines[-1] if lines else 'no output'}")
+        raise CellError(f"{run_id} ended with code {code}, see {log}: {lines[-1] if lines else 'no output'}")
 
 
 def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
@@ -443,4 +453,5 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # stopped like by Ctrl-C
     fire.Fire(benchmark)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +75,23 @@ def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys
     run(overrides={**TINY, "learning_rate": 0.1}, report_only=True)
     assert (out / "table.md").read_text() == table
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
+
+
+def test_stopped_it_leaves_no_training_behind(data: Path, root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/benchmark.py", f"--dataset_dir={data}", f"--output_dir={tmp_path / 'out'}"]
+    command += ["--methods=supervised", "--labels=2", "--seeds=0", f"--overrides={ {**TINY, 'epochs': 10_000} }"]
+    paths = os.pathsep.join([str(root), str(root / "bundle")])
+    process = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""})
+    folder = tmp_path / "out" / "cells" / "supervised-2-0"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    log = (folder / "training.log").read_bytes()
+    time.sleep(2)
+    assert (folder / "training.log").read_bytes() == log and not (folder / "model_final.pt").exists()
 
 
 def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None:
