@@ -191,7 +191,9 @@ def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]
     jobs = jobs or gpus or cores
     environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for job in range(jobs):
-        share = {"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+        # Threads that wait for each other's cores cost ten times the time; who sets their number shares the machine.
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        share = {"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {"OMP_NUM_THREADS": threads}
         environments.put({**os.environ, **share})
     stopped = threading.Event()
 

@@ -6,14 +6,16 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from monai.data import Dataset, FolderLayoutBase, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
+from monai.transforms import MapTransform, SaveImage
 from monai.utils.enums import CommonKeys as Keys
 
 from dbisl.cases import EXTENSIONS, MAX_REPORTED, InputError, check_image
@@ -223,6 +225,50 @@ class ScanLayout(FolderLayoutBase):
         folder = self.output_dir / name if self.separate_folder else self.output_dir
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder / f"{name}{f'_{self.postfix}' if self.postfix else ''}{EXTENSIONS[0]}")
+
+
+class SaveMapsd(MapTransform):
+    """Writes maps of a segmented scan beside its segmentation, float32, each ``NAME_MAP.nii.gz``.
+
+    Args:
+        maps: of ``probability`` (``pred``), ``sdm`` (``pred_sdm``; not there when the network has one task),
+            ``entropy`` (``pred_entropy``) and ``disagreement`` (``pred_uncertainty``), the keys that
+            :class:`dbisl.transforms.FuseTasksd` and :class:`dbisl.transforms.Entropyd` fill.
+        output_dir: as of :class:`ScanLayout`.
+        separate_folder: as of :class:`ScanLayout`.
+
+    Raises:
+        InputError: for a map of another name.
+    """
+
+    KEYS: ClassVar[dict[str, str]] = {
+        "probability": "pred",
+        "sdm": "pred_sdm",
+        "entropy": "pred_entropy",
+        "disagreement": "pred_uncertainty",
+    }
+
+    def __init__(self, maps: Sequence[str], output_dir: str, separate_folder: bool = False) -> None:
+        unknown = sorted(set(maps) - set(self.KEYS))
+        if unknown:
+            raise InputError(f"maps has {unknown}: expected some of {list(self.KEYS)}.")
+        super().__init__([self.KEYS[name] for name in maps], allow_missing_keys=True)
+        self.savers = {
+            self.KEYS[name]: SaveImage(
+                output_dtype=np.float32,
+                resample=False,
+                folder_layout=ScanLayout(output_dir, name, separate_folder),
+                output_ext=EXTENSIONS[0],
+                writer=WholeNibabelWriter,
+                print_log=False,
+            )
+            for name in maps
+        }
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            self.savers[key](data[key])
+        return dict(data)
 
 
 def unfinished(

@@ -202,6 +202,14 @@ def test_maps_lie_beside_the_segmentation(tmp_path: Path, segment: Segment) -> N
     assert (maps["disagreement"] <= maps["entropy"] + 1e-5).all() and maps["disagreement"].min() >= 0
 
 
+def test_only_the_maps_that_are_asked_for(tmp_path: Path, segment: Segment) -> None:
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
+    segment(str(scan), ("maps.json",), maps=["entropy"])
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"one_seg.nii.gz", "one_entropy.nii.gz"}
+    with pytest.raises(InputError, match=r"maps has \['entropies'\]: expected some of"):
+        segment(str(scan), ("maps.json",), maps=["entropies"])
+
+
 def write_series(folder: Path, voxels: np.ndarray) -> None:
     """A CT series of axial slices, 0.8 x 0.7 x 2 mm, with its first voxel at (-10, -20, 30) in patient coordinates."""
     folder.mkdir(parents=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from scripts.benchmark import benchmark, case_means, paired_difference
+from scripts.benchmark import CellError, benchmark, case_means, paired_difference
 from scripts.make_demo_data import make_demo_data
 
 TINY = {"network_def#features": 4, "epochs": 2, "iterations_per_epoch": 1, "val_interval": 2}
@@ -100,6 +100,24 @@ def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None
     message = str(caught.value)
     assert message.startswith("supervised-2-0 failed: training ended with code 1") and "learning_rat" in message
     assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_threads_are_shared_unless_their_number_is_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def record(*arguments: Any) -> None:
+        seen.append(arguments[-1]["OMP_NUM_THREADS"])
+        raise CellError("seen")
+
+    monkeypatch.setattr("scripts.benchmark.run_bundle", record)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    for given in (None, "3"):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        with pytest.raises(SystemExit, match="seen"):
+            run()
+    assert seen == ["4", "4", "3", "3"]
 
 
 @pytest.mark.parametrize(
