@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import queue
+import re
 import signal
 import statistics
 import subprocess
@@ -42,6 +43,8 @@ ALL = "all"
 CHECKPOINTS = {"last": "model_final.pt", "best": "model.pt"}
 METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)"}
 RESAMPLES = 10_000
+FOREGROUND = re.compile(r"Epoch: (\d+)/.* foreground_labeled: ([\d.e-]+) foreground_unlabeled: ([\d.e-]+)")
+"""Epoch and the two fractions, in a line that training logs."""
 Row = dict[str, str]
 
 
@@ -320,7 +323,8 @@ def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None
     os.replace(temporary, plan.output_dir / "results.csv")
     seconds = {cell: json.loads((plan.folder(cell) / "cell.json").read_text())["training_seconds"] for cell in cells}
     fused = {cell: [row for row in of_cell if row["task"] == "fused"] for cell, of_cell in rows.items()}
-    table = _table(fused, seconds, baselines)
+    foreground = {cell: foreground_found(plan.folder(cell) / "training.log") for cell in cells}
+    table = _table(fused, foreground, seconds, baselines)
     caption = _caption(plan, fused, baselines)
     _write(plan.output_dir / "table.md", f"{caption}\n\n{table}\n")
     _plot(fused, plan.output_dir / "label_efficiency.png", caption.split(";")[0])
@@ -331,6 +335,17 @@ def read_cases(path: Path) -> list[Row]:
     """The rows of an evaluation's ``cases.csv``."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def foreground_found(log: Path) -> float | None:
+    """The fraction of foreground found on unlabeled scans over that in the labels, in the last epoch that was logged.
+
+    Near 0 both tasks have collapsed to background. None where the training saw no unlabeled scan.
+    """
+    found = [match.groups() for match in FOREGROUND.finditer(log.read_text(errors="replace"))]
+    last = [(float(labeled), float(unlabeled)) for epoch, labeled, unlabeled in found if epoch == found[-1][0]]
+    labeled, unlabeled = (sum(values) for values in zip(*last, strict=True)) if last else (0.0, 0.0)
+    return unlabeled / labeled if labeled > 0 else None
 
 
 def case_means(rows: Sequence[Row], metric: str) -> dict[str, float]:
@@ -373,11 +388,17 @@ def _groups(cells: Mapping[Cell, Any]) -> dict[tuple[int, str], list[Cell]]:
     return groups
 
 
-def _table(fused: Mapping[Cell, list[Row]], seconds: Mapping[Cell, float], baselines: Sequence[str]) -> str:
+def _table(
+    fused: Mapping[Cell, list[Row]],
+    foreground: Mapping[Cell, float | None],
+    seconds: Mapping[Cell, float],
+    baselines: Sequence[str],
+) -> str:
     groups = _groups(fused)
     baselines = [name for name in baselines if any(method == name for _, method in groups)]
     titles = ["labels", "method", "seeds", *METRICS.values(), "missed"]
-    titles += [f"Dice less {name}'s [95% CI]" for name in baselines] + ["training (min)"]
+    titles += [f"Dice less {name}'s [95% CI]" for name in baselines]
+    titles += ["foreground (%)", "training (min)"]
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for (labels, method), cells in groups.items():
         cols = [str(labels), method, str(len(cells))]
@@ -388,6 +409,8 @@ def _table(fused: Mapping[Cell, list[Row]], seconds: Mapping[Cell, float], basel
         cols.append(str(sum(row["outcome"] == "missed" for cell in cells for row in fused[cell])))
         for baseline in baselines:
             cols.append(_difference(fused, cells, groups.get((labels, baseline), []), method == baseline))
+        ratios = [100 * ratio for cell in cells if (ratio := foreground[cell]) is not None]
+        cols.append(f"{statistics.fmean(ratios):.0f}" if ratios else "-")
         cols.append(f"{statistics.median(seconds[cell] for cell in cells) / 60:.1f}")
         lines.append("| " + " | ".join(cols) + " |")
     return "\n".join(lines)
@@ -418,7 +441,9 @@ def _caption(plan: Plan, fused: Mapping[Cell, list[Row]], baselines: Sequence[st
         f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training. Mean ± standard "
         "deviation over the seeds of the mean over cases; a class that was missed has Dice 0 and no distance. "
         "Differences are paired by seed and case, in points of Dice; their interval is a percentile bootstrap over the "
-        f"cases ({RESAMPLES} resamples). Config: {', '.join(path.name for path in plan.config_file) or 'train.json'}; "
+        f"cases ({RESAMPLES} resamples). Foreground: what is found on the unlabeled scans in the last epoch, over what "
+        "the labels have; near 0 a training has collapsed. "
+        f"Config: {', '.join(path.name for path in plan.config_file) or 'train.json'}; "
         f"overrides: {changed}. Training time: median of the seeds, {platform.machine()}, torch {torch.__version__}."
     )
 

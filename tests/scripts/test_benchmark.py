@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from scripts.benchmark import CellError, benchmark, case_means, paired_difference
+from scripts.benchmark import CellError, benchmark, case_means, foreground_found, paired_difference
 from scripts.make_demo_data import make_demo_data
 
 TINY = {"network_def#features": 4, "epochs": 2, "iterations_per_epoch": 1, "val_interval": 2}
@@ -150,6 +150,20 @@ def test_interval_is_that_of_a_bootstrap_over_cases() -> None:
     np.testing.assert_allclose(difference[0], gains.mean(), rtol=1e-9)
     np.testing.assert_allclose(difference[1:], expected.confidence_interval, atol=5e-4)
     assert paired_difference({0: {"a": 1.0}}, {1: {"a": 1.0}}) is None
+
+
+def test_foreground_is_of_the_last_epoch(tmp_path: Path) -> None:
+    line = "2026-11-23 - INFO - Epoch: {}/3, Iter: 20/40 -- dice: 0.9 {}loss: 0.3 ramp: 1.0000 \n"
+    fractions = "foreground_labeled: {} foreground_unlabeled: {} "
+    log = tmp_path / "training.log"
+    log.write_text(
+        line.format(1, fractions.format("0.0300", "0.0001"))
+        + line.format(3, fractions.format("0.0300", "0.0200"))
+        + line.format(3, fractions.format("0.0100", "1.0000e-02"))
+    )
+    assert foreground_found(log) == pytest.approx(0.75)
+    log.write_text(line.format(3, "foreground_labeled: 0.0300 "))
+    assert foreground_found(log) is None
 
 
 def test_mean_over_the_classes_of_a_case_leaves_out_what_is_undefined() -> None:
