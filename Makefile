@@ -11,10 +11,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types format annotate rollback test-server clean
+.PHONY: help setup demo test test-all lint types format annotate studies-given rollback test-server clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install everything that DBiSL needs into it
 
@@ -68,9 +68,11 @@ $(LABEL_STAMP): $(LABEL_APP)/requirements.txt $(LABEL_APP)/requirements_server.t
 	@$(LABEL_PIP_INSTALL) --no-deps --requirement $(LABEL_APP)/requirements_server.txt
 	@touch $@
 
-annotate: $(LABEL_STAMP) ## Serve a folder of scans for annotation: make annotate STUDIES=folder [PORT=8000]
-	@test -n "$(STUDIES)" || { echo "make annotate needs a folder of scans: make annotate STUDIES=folder" >&2; exit 1; }
+annotate: studies-given $(LABEL_STAMP) ## Serve a folder of scans for annotation: make annotate STUDIES=folder [PORT=8000]
 	$(LABEL_BIN)/python $(LABEL_APP)/start.py --studies "$(STUDIES)" --port $(PORT) $(ARGS)
+
+studies-given:
+	@test -n "$(STUDIES)" || { echo "make annotate needs a folder of scans: make annotate STUDIES=folder" >&2; exit 1; }
 
 rollback: $(LABEL_STAMP) ## Serve the weights again that were served before the last training
 	cd bundle && ../$(LABEL_BIN)/python -m dbisl.versions restore models $(ARGS)

@@ -4,7 +4,7 @@
     python scripts/benchmark.py --dataset_dir PARTIAL --output_dir COMPARISON --labels "[8]"
 
 Of each training label every fifth slice along its last axis keeps its classes; all other voxels become 255, not
-annotated. Images, validation labels and lists are links to the originals.
+annotated. Images and validation labels are links to the originals.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
     """Make the copy.
 
     Args:
-        dataset_dir: with ``images`` and ``labels``.
+        dataset_dir: any that can be trained on.
         output_dir: a new folder.
         every: of so many slices one is annotated; the first is in the middle of the first so many.
 
@@ -36,9 +36,12 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
     cases = find_cases(source)
     output.mkdir(parents=True)
     (output / "labels").mkdir()
-    (output / "images").symlink_to(source / "images")
-    for path in source.glob("*.list"):
-        (output / path.name).symlink_to(path)
+    (output / "images").mkdir()
+    for case in (*cases.labeled, *cases.unlabeled, *cases.validation):
+        (output / "images" / Path(case["image"]).name).symlink_to(case["image"])
+    for name, listed in (("train", (*cases.labeled, *cases.unlabeled)), ("val", cases.validation)):
+        names = [f"{Path(case['image']).name.split('.nii')[0]}\n" for case in listed]
+        (output / f"{name}.list").write_text("".join(names))
     for case in cases.validation:
         (output / "labels" / Path(case["label"]).name).symlink_to(case["label"])
     shares = []
@@ -50,9 +53,10 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
         shares.append(annotated.mean())
         header = label.header.copy()
         header.set_data_dtype(np.uint8)
-        temporary = output / f".{os.getpid()}.nii.gz"
+        path = output / "labels" / Path(case["label"]).name
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ends as the name does: that decides the format
         nib.save(nib.Nifti1Image(classes, label.affine, header), temporary)
-        os.replace(temporary, output / "labels" / Path(case["label"]).name)
+        os.replace(temporary, path)
     print(f"{len(shares)} labels, {100 * np.mean(shares):.0f}% of their slices annotated")
 
 

@@ -103,11 +103,11 @@ def _first_round(simulation: Simulation, seed: int) -> None:
 def _later_rounds(simulation: Simulation, strategy: str, seed: int) -> None:
     for index in range(1, simulation.rounds + 1):
         folder, before = (simulation.folder(strategy, seed, place) for place in (index, index - 1))
-        labeled = json.loads((before / "labeled.json").read_text())
         weights = before / "model_final.pt"
         if (folder / "labeled.json").is_file():
             labeled = json.loads((folder / "labeled.json").read_text())
         else:
+            labeled = json.loads((before / "labeled.json").read_text())
             left = [case["image"] for case in simulation.cases.labeled if case["image"] not in labeled]
             labeled += _choose(simulation, strategy, random.Random(1000 * seed + index), left, weights)
         _train(simulation, folder, seed, labeled, weights)
@@ -130,6 +130,7 @@ def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[st
     if (folder / "cases.csv").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "labeled.json", list(labeled))
     chosen = set(labeled)
     cases = simulation.cases
     datalist = {
@@ -159,7 +160,6 @@ def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[st
         if (folder / "checkpoint.pt").is_file():
             training["resume"] = True
         run_bundle("training", files, training, folder / "training.log", environment)
-    _write(folder / "labeled.json", list(labeled))
     evaluating = {**options, "ckpt_path": folder / "model_final.pt", "max_previews": 0}
     files = [files[0], BUNDLE / "configs" / "evaluate.json"]
     run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment)

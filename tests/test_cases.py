@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dbisl.cases import Cases, InputError, check_cases, find_cases
+from dbisl.cases import Cases, InputError, check_cases, find_cases, unlabeled_scans
 
 SHAPE = (6, 7, 8)
 
@@ -609,3 +609,17 @@ def test_a_scan_in_both_streams_is_read_once(study: Study) -> None:
     truncate(study.image("a"))
     message = study.refusal(unlabeled=[{"image": str(study.image("a"))}, *study.options["unlabeled"]])
     assert len(message.splitlines()) == 1
+
+
+def test_where_nothing_was_annotated_a_scan_is_an_unlabeled_one(tmp_path: Path) -> None:
+    cases = []
+    for name, values in (("whole", [0, 1, 2]), ("partial", [0, 1, 255]), ("broken", None)):
+        image, label = tmp_path / f"{name}.nii.gz", tmp_path / f"{name}_label.nii.gz"
+        if values is None:
+            label.write_text("no label")
+        else:
+            nib.save(nib.Nifti1Image(np.array(values, np.uint8).reshape(3, 1, 1), np.eye(4)), label)
+        cases.append({"image": str(image), "label": str(label)})
+    assert unlabeled_scans([{"image": "a.nii.gz"}], cases) == [{"image": "a.nii.gz"}, {"image": cases[1]["image"]}]
+    already = [{"image": cases[1]["image"]}]
+    assert unlabeled_scans(already, cases) == already

@@ -23,7 +23,7 @@ from monai.transforms.compose import Compose
 from monai.transforms.utility.dictionary import CopyItemsd, Lambdad
 from scipy.ndimage import gaussian_filter
 
-from dbisl.metrics import METRICS, OUTCOMES, MetricsReport, surface_metrics
+from dbisl.metrics import METRICS, OUTCOMES, MeanOfDefined, MetricsReport, surface_metrics
 
 TOLERANCE = 1e-4
 CLASSES = ["background", "organ", "tumour"]
@@ -400,3 +400,11 @@ def test_output_that_is_not_decollated(tmp_path: Path) -> None:
 def test_nothing_to_report(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must name"):
         report(tmp_path, **changes)
+
+
+def test_mean_leaves_out_what_is_undefined() -> None:
+    mean = MeanOfDefined()
+    engine = Engine(lambda engine, value: value)
+    mean.attach(engine, "mean")
+    assert engine.run([0.25, math.nan, torch.tensor(0.75)]).metrics["mean"] == pytest.approx(0.5)
+    assert math.isnan(engine.run([math.nan]).metrics["mean"])

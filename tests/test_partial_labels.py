@@ -41,6 +41,25 @@ def test_a_whole_label_loses_nothing_but_what_lies_beyond_its_ends() -> None:
     assert all(not label[place[0]].any() or not label[..., place[2]].any() for place in unknown)
 
 
+@pytest.mark.parametrize("every", [2, 4])
+def test_two_structures_apart_leave_no_doubt_about_the_axis(every: int) -> None:
+    label = np.zeros((80, 20, 18), np.uint8)
+    label[10:25, 4:16, 2:16] = 1
+    label[60:75, 4:16, 2:16] = 2
+    label[..., np.arange(18) % every != 0] = 0
+    marked = mark_unannotated_slices(label)
+    np.testing.assert_array_equal((marked == 255).all(axis=(0, 1)), ~label.any(axis=(0, 1)))
+    assert (marked[..., label.any(axis=(0, 1))] != 255).all()
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, 300])
+def test_what_is_no_label_is_refused(value: float) -> None:
+    label = ball(np.float32)
+    label[0, 0, 0] = value
+    with pytest.raises(ValueError, match=f"has the value {value:g}: expected whole numbers from 0 to 255"):
+        mark_unannotated_slices(label)
+
+
 def test_marking_twice_is_marking_once() -> None:
     label = ball()
     label[..., 1::2] = 0
@@ -63,6 +82,6 @@ def test_an_empty_label_is_refused_and_left(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"a\.nii\.gz: expected some voxels of a structure"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz has no voxel of a structure"):
         mark_file(path)
     assert path.read_bytes() == before

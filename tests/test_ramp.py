@@ -31,6 +31,14 @@ def test_waits_until_the_labeled_patches_are_segmented() -> None:
     assert factors(ramp, [0.2] * 12 + [0.9] * 20) == [0.0] * 23 + [1.0] * 9
 
 
+def test_patches_without_a_structure_say_nothing() -> None:
+    dice: list[float | None] = [value for known in [0.2] * 12 + [0.9] * 20 for value in (math.nan, known, math.nan)]
+    ramp = Ramp(warm_up=3, length=0, min_dice=0.6)
+    # As without them (after the 13th to 23rd that is defined), three times as late.
+    assert 39 <= factors(ramp, dice).index(1.0) <= 69
+    assert not any(factors(Ramp(warm_up=3, length=0, min_dice=0.6), [math.nan] * 40))
+
+
 def test_starts_after_the_longest_warm_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     ramp = Ramp(warm_up=3, length=0, min_dice=0.6, max_warm_up=15)
     assert factors(ramp, [0.25] * 20) == [0.0] * 15 + [1.0] * 5

@@ -126,9 +126,44 @@ def test_what_was_not_annotated_has_no_part_in_the_step() -> None:
     terms = trainer.state.output["terms"]
     torch.testing.assert_close(trainer.state.output["loss"], loss.detach())
     torch.testing.assert_close(terms["foreground_labeled"], label[known].float().mean())
+    torch.testing.assert_close(terms["foreground_at_least"], label.float().mean())
     predicted = answer[0][:2].argmax(dim=1, keepdim=True)[known]
     dice = 2 * (predicted * label[known]).sum() / (predicted + label[known]).sum()
     torch.testing.assert_close(terms["dice"], dice)
+
+
+def test_distances_may_be_unknown_in_a_patch_that_was_annotated_throughout() -> None:
+    class Beside(Streams):
+        def __iter__(self) -> Iterator[Mapping[str, Any]]:
+            for batch in super().__iter__():
+                sdm = batch["labeled"]["sdm"].clone()
+                sdm[..., :3] = math.nan
+                yield {**batch, "labeled": {**batch["labeled"], "sdm": sdm}}
+
+    network = make_network()
+    ema = EMAHandler(network, momentum=0.1)
+    trainer = make_trainer(network, Beside(), teacher=ema.ema_model, copy_paste=CopyPaste(prob=1.0))
+    trainer.run()
+    assert all(value.isfinite() for value in trainer.state.output["terms"].values() if torch.is_tensor(value))
+
+
+def test_dice_is_undefined_where_there_is_nothing_to_find() -> None:
+    class Background(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.tensor([5.0, 0.0]))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.bias.view(1, 2, 1, 1, 1).expand(len(image), 2, *SIZE)
+
+    class Empty(Streams):
+        def __iter__(self) -> Iterator[Mapping[str, Any]]:
+            for batch in super().__iter__():
+                yield {"labeled": {**batch["labeled"], "label": torch.zeros_like(batch["labeled"]["label"])}}
+
+    trainer = make_trainer(Background(), Empty(), loss_function=make_loss({"segmentation": 1.0}))
+    trainer.run()
+    assert trainer.state.output["terms"]["dice"].isnan()
 
 
 def test_gradient_is_clipped_to_its_norm() -> None:
@@ -258,6 +293,18 @@ def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: py
     assert warnings[2].startswith("epoch 5: the unlabeled scans show 310% of the foreground")
 
 
+def test_guard_knows_that_slices_without_the_structure_are_rarely_annotated() -> None:
+    ramp = Ramp(warm_up=0, length=0)
+    terms = {"foreground_labeled": 0.5, "foreground_at_least": 0.05, "foreground_unlabeled": 0.05}
+    engine = Engine(lambda engine, batch: {"terms": {name: torch.tensor(value) for name, value in terms.items()}})
+    CollapseGuard(ramp=ramp).attach(engine)
+    engine.run([0])
+    assert not ramp.held
+    terms["foreground_unlabeled"] = 0.009
+    engine.run([0])
+    assert ramp.held
+
+
 def test_guard_waits_for_the_end_of_the_warm_up() -> None:
     ramp = Ramp(warm_up=4, length=0)
     guard = CollapseGuard(ramp=ramp)
@@ -337,10 +384,19 @@ class Session:
     """A training with everything that a checkpoint holds."""
 
     def __init__(
-        self, folder: Path, epochs: int, resume: bool = False, validation: int = 1, labeled: str = "a.nii.gz"
+        self,
+        folder: Path,
+        epochs: int,
+        resume: bool = False,
+        validation: int = 1,
+        labeled: str = "a.nii.gz",
+        interval: int = 1,
+        weights: Path | None = None,
     ) -> None:
         self.folder = folder
         self.network = make_network()
+        if weights is not None:
+            self.network.load_state_dict(torch.load(weights, weights_only=True))
         self.ema = EMAHandler(self.network, momentum=0.1, handle_buffers="update")
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
@@ -368,7 +424,7 @@ class Session:
             optimizer=optimizer,
             max_epochs=epochs,
             train_handlers=[
-                ValidationHandler(1, self.evaluator),
+                ValidationHandler(interval, self.evaluator),
                 Checkpoints(
                     ckpt_dir=str(folder),
                     model=self.ema.ema_model,
@@ -450,6 +506,25 @@ def test_served_model_is_replaced_by_a_better_one_alone(tmp_path: Path) -> None:
     assert served_score(better) >= record["score"]
     (version,) = (tmp_path / "versions").glob("*.pt")
     assert version.read_bytes() == served and f"{record['score']:.4f}" in version.name
+
+
+def test_a_training_too_short_to_be_validated_is_validated_at_its_end(tmp_path: Path) -> None:
+    Session(tmp_path, epochs=8).trainer.run()
+    served = (tmp_path / "model.pt").read_bytes()
+    short = Session(tmp_path, epochs=1, interval=3)
+    short.trainer.run()
+    assert short.evaluator.state.epoch == 1
+    assert (tmp_path / "model.pt").read_bytes() == served and not (tmp_path / "versions").exists()
+
+
+def test_scans_of_the_weights_that_a_training_starts_from_are_remembered(tmp_path: Path) -> None:
+    Session(tmp_path, epochs=8).trainer.run()
+    Session(tmp_path, epochs=1, labeled="b.nii.gz", weights=tmp_path / "model.pt", interval=5).trainer.run()
+    Session(tmp_path, epochs=12, labeled="b.nii.gz", resume=True).trainer.run()
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["trained_on"] == ["a.nii.gz", "b.nii.gz"]
+    Session(tmp_path, epochs=40, labeled="c.nii.gz").trainer.run()  # from new weights
+    assert json.loads((tmp_path / "model.json").read_text())["trained_on"] == ["c.nii.gz"]
 
 
 def test_what_the_served_model_reaches_does_not_change_the_training(tmp_path: Path) -> None:

@@ -52,6 +52,20 @@ def test_every_version_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "model.pt").read_bytes() == b"two"
 
 
+def test_killed_while_it_replaced_the_model(tmp_path: Path) -> None:
+    publish(tmp_path, b"one", 0.5)
+    publish(tmp_path, b"two", 0.6)
+    # As far as it had come: what is served is a version already, and one's record came before its weights.
+    record = {**ModelVersions(tmp_path).record(), "replaced": "2999-01-01T00:00:00Z"}
+    os.link(tmp_path / "model.pt", tmp_path / "versions" / "late.pt")
+    (tmp_path / "versions" / "late.json").write_text(json.dumps(record))
+    (tmp_path / "versions" / "later.json").write_text(json.dumps(record))
+    versions = ModelVersions(tmp_path)
+    assert len(versions.names()) == 1 and "_0.5000_" in versions.restore()
+    assert (tmp_path / "model.pt").read_bytes() == b"one"
+    assert not [path for path in tmp_path.rglob(".*")]
+
+
 def test_no_such_version_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no version to restore; there are: none"):
         ModelVersions(tmp_path).restore()

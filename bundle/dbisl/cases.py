@@ -437,6 +437,29 @@ def _in_both(training: Iterable[Mapping[str, Any]], validation: Iterable[Mapping
     return [str(case["image"]) for case in validation if os.path.realpath(case["image"]) in known]
 
 
+def unlabeled_scans(
+    unlabeled: Sequence[Mapping[str, Any]], labeled: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The scans without a label, and those whose label holds 255: where nothing was annotated they are unlabeled too.
+
+    Args:
+        unlabeled: cases, ``{"image": path}``.
+        labeled: cases with labels. A label that cannot be read is passed over: :func:`check_cases` reports it.
+
+    Returns:
+        ``{"image": path}`` of each.
+    """
+
+    def is_partial(case: Mapping[str, Any]) -> bool:
+        return bool((_read(case["label"])[1] == UNKNOWN).any())
+
+    with ThreadPoolExecutor(READERS) as pool:
+        partial = list(pool.map(is_partial, labeled))
+    known = {str(case["image"]) for case in unlabeled}
+    images = [case["image"] for case, chosen in zip(labeled, partial, strict=True) if chosen]
+    return [*map(dict, unlabeled), *({"image": image} for image in images if str(image) not in known)]
+
+
 # ---- check_cases: whether the scans can be trained on ----
 
 

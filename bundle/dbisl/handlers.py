@@ -60,7 +60,9 @@ class CollapseGuard:
     An answer of one class everywhere satisfies every such term, and once the teacher gives it nothing but the labeled
     terms leads back. After each epoch in which those terms counted, the mean fraction of foreground on the unlabeled
     scans is compared with that in the labels; outside of ``min_ratio`` to ``max_ratio`` times it, the next epoch is one
-    of labeled terms alone, and so on until it is back. Each time is logged as a warning.
+    of labeled terms alone, and so on until it is back. Each time is logged as a warning. Of labels that were annotated
+    in part, ``min_ratio`` is of the fraction among all voxels: who outlines some slices chooses those that show the
+    structure.
 
     Args:
         ramp: which is held.
@@ -81,16 +83,18 @@ class CollapseGuard:
 
     def add(self, engine: Any) -> None:
         terms = engine.state.output["terms"]
-        fractions = [terms[name] for name in ("foreground_labeled", "foreground_unlabeled") if name in terms]
-        if len(fractions) == 2 and self.ramp.has_started(engine.state.iteration):
-            self._sums = self._sums + torch.stack(fractions)
+        if not {"foreground_labeled", "foreground_unlabeled"} <= terms.keys():
+            return
+        if self.ramp.has_started(engine.state.iteration):
+            labeled, unlabeled = terms["foreground_labeled"], terms["foreground_unlabeled"]
+            self._sums = self._sums + torch.stack([terms.get("foreground_at_least", labeled), labeled, unlabeled])
 
     def decide(self, engine: Any) -> None:
         sums, self._sums = self._sums, 0.0
         if isinstance(sums, float):
             return
-        labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
-        self.ramp.held = not self.min_ratio * labeled <= unlabeled <= self.max_ratio * labeled
+        at_least, labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
+        self.ramp.held = not self.min_ratio * at_least <= unlabeled <= self.max_ratio * labeled
         if self.ramp.held:
             logger.warning(
                 "epoch %d: the unlabeled scans show %.0f%% of the foreground that the labels show (expected %.0f%% to "
@@ -164,7 +168,8 @@ class Checkpoints:
         state: objects with a ``state_dict`` by name; the trainer's own state and the best score are added to them.
         evaluator: whose key metric decides what is best. Attach this handler after the validation handler, and before
             one that acts on the state of a resumed training.
-        labeled: the labeled training cases, for the record of the served weights.
+        labeled: the labeled training cases, for the record of the served weights; those of weights that the training
+            started from are added.
         validation: the validation cases. Weights that were trained on one of them are not compared with, but replaced.
         resume: whether to start from ``checkpoint.pt``.
     """
@@ -184,10 +189,10 @@ class Checkpoints:
         self.model = model
         self.state = dict(state)
         self.evaluator = evaluator
-        self.labeled = {str(case[Keys.IMAGE]) for case in labeled}
         self.validation = {str(case[Keys.IMAGE]) for case in validation}
         self.resume = resume
         self.best = -math.inf
+        self.trained_on = {str(case[Keys.IMAGE]) for case in labeled}
         self.versions = ModelVersions(ckpt_dir)
         self._to_beat: float | None = None
 
@@ -202,6 +207,8 @@ class Checkpoints:
             self._load(engine)
             self.resume = False  # a later run of the same trainer goes on from where it is
         if self._to_beat is None:
+            if self._starts_from_served():
+                self.trained_on.update(self.versions.record()["trained_on"])
             self._to_beat = self._score_of_served()
 
     def _load(self, engine: Any) -> None:
@@ -209,10 +216,11 @@ class Checkpoints:
         if not path.is_file():
             raise InputError(f"{path}: not found; resuming needs the checkpoint of an earlier training.")
         checkpoint = torch.load(path, map_location=engine.state.device, weights_only=True)
-        if set(checkpoint) != {*self.state, "trainer", "best"}:
+        expected = {*self.state, "trainer", "best", "trained_on"}
+        if set(checkpoint) != expected:
             raise InputError(
-                f"{path}: holds {sorted(checkpoint)}; expected {sorted([*self.state, 'trainer', 'best'])}, as a "
-                "training with the same method writes."
+                f"{path}: holds {sorted(checkpoint)}; expected {sorted(expected)}, as a training with the same method "
+                "and version writes."
             )
         epochs, length = engine.state.max_epochs, checkpoint["trainer"]["epoch_length"]
         if length != engine.state.epoch_length:
@@ -225,9 +233,21 @@ class Checkpoints:
         engine.load_state_dict(checkpoint["trainer"])
         engine.state.max_epochs = epochs
         self.best = checkpoint["best"]
+        self.trained_on.update(checkpoint["trained_on"])
         logger.info("resumed %s after epoch %d of %d", path, engine.state.epoch, epochs)
         if engine.state.epoch >= epochs:
             logger.warning("nothing is left to train: ask for more than %d epochs", engine.state.epoch)
+
+    def _starts_from_served(self) -> bool:
+        """Whether another handler has loaded the weights that are served into the network."""
+        if not self.versions.served.is_file():
+            return False
+        served = torch.load(self.versions.served, map_location="cpu", weights_only=True)
+        own = self.state["network"].state_dict() if "network" in self.state else self.model.state_dict()
+        pairs = list(zip(own.values(), served.values(), strict=False))
+        return len(own) == len(served) and all(
+            one.shape == other.shape and one.cpu().equal(other) for one, other in pairs
+        )
 
     def _score_of_served(self) -> float:
         """What the weights that are served now reach on the validation scans; minus infinity if that says nothing."""
@@ -257,20 +277,27 @@ class Checkpoints:
         return float(score)
 
     def epoch_completed(self, engine: Engine) -> None:
+        self._keep_best(engine)
+        state = {name: item.state_dict() for name, item in self.state.items()}
+        rest = {"trainer": engine.state_dict(), "best": self.best, "trained_on": sorted(self.trained_on)}
+        self._write("checkpoint.pt", {**state, **rest})
+
+    def _keep_best(self, engine: Engine) -> None:
         name = self.evaluator.state.key_metric_name
         validated = self.evaluator.state.metrics.get(name) if self._validated(engine) else None
         if validated is not None and validated > self.best:
             self.best = float(validated)
             self._write("model_best.pt", self.model.state_dict())
             logger.info("epoch %d: best %s so far, %.4f", engine.state.epoch, name, self.best)
-        state = {name: item.state_dict() for name, item in self.state.items()}
-        self._write("checkpoint.pt", {**state, "trainer": engine.state_dict(), "best": self.best})
 
     def _validated(self, engine: Engine) -> bool:
         """Whether the evaluator's metrics are of this epoch; MONAI's ValidationHandler hands it the trainer's."""
         return self.evaluator.state.epoch == engine.state.epoch
 
     def completed(self, engine: Engine) -> None:
+        if self.best == -math.inf and len(self.evaluator.data_loader) > 0:  # type: ignore[arg-type]
+            self.evaluator.run(global_epoch=engine.state.epoch)  # it was too short for val_interval
+            self._keep_best(engine)
         self._write("model_final.pt", self.model.state_dict())
         self._publish()
 
@@ -279,10 +306,10 @@ class Checkpoints:
         best = self.ckpt_dir / "model_best.pt"
         if self.best == -math.inf:
             logger.warning(
-                "no epoch was validated (no validation scans, or val_interval > epochs): model.pt is the last"
+                "nothing was validated (no validation scan, or none with a structure): model.pt is the last network"
             )
             shutil.copyfile(self.ckpt_dir / "model_final.pt", best)
-            self.versions.publish(best, None, self.labeled)
+            self.versions.publish(best, None, self.trained_on)
         elif self._to_beat is not None and self.best < self._to_beat:
             logger.warning(
                 "model.pt stays: it reaches %.4f on the validation scans, this training %.4f (%s)",
@@ -291,7 +318,7 @@ class Checkpoints:
                 best,
             )
         elif best.is_file():  # if not, it was published by an earlier run and nothing has beaten it since
-            self.versions.publish(best, self.best, self.labeled)
+            self.versions.publish(best, self.best, self.trained_on)
             logger.info("model.pt is the best network of this training, %.4f", self.best)
 
     @idist.one_rank_only()

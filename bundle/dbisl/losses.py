@@ -32,6 +32,7 @@ def dice_cross_entropy(
     probabilities: torch.Tensor,
     target: torch.Tensor,
     weight: torch.Tensor | None = None,
+    voxels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Soft Dice loss of the foreground classes over the whole batch, plus cross-entropy.
 
@@ -42,6 +43,7 @@ def dice_cross_entropy(
         probabilities: their exponential, which the caller has anyway.
         target: ``B x K x *spatial`` probabilities; one-hot for a label.
         weight: ``B x 1 x *spatial`` weight of each voxel in both parts, or None for 1.
+        voxels: a scalar, over which the sum of the cross-entropies is divided; None: all of them.
 
     Returns:
         A scalar.
@@ -54,7 +56,7 @@ def dice_cross_entropy(
         w = weight.flatten(2)
         t = w * t
         total = (p @ w.mT).squeeze(2) + t.sum(dim=2)
-    entropy = -torch.linalg.vecdot(log_p, t).sum() / (p.shape[0] * p.shape[2])
+    entropy = -torch.linalg.vecdot(log_p, t).sum() / (p.shape[0] * p.shape[2] if voxels is None else voxels)
     overlap = torch.linalg.vecdot(p, t)
     overlap, total = sum_over_ranks(torch.stack([overlap, total]).sum(dim=1))
     dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
@@ -249,14 +251,13 @@ class DBiSLLoss(nn.Module):
         known: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         terms = {}
-        # Scaled such that the cross-entropy is the mean over the annotated voxels.
-        weight = None if known is None else known / known.float().mean().clamp(min=1 / known.numel())
+        weight, voxels = (None, None) if known is None else (known.float(), known.sum().clamp(min=1))
         if "segmentation" in names or "segmentation_across" in names:
             one_hot = torch.zeros_like(answers.logits).scatter_(1, label.long(), 1)
             if "segmentation" in names:
-                terms["segmentation"] = dice_cross_entropy(answers.log_p, answers.p, one_hot, weight)
+                terms["segmentation"] = dice_cross_entropy(answers.log_p, answers.p, one_hot, weight, voxels)
             if "segmentation_across" in names:
-                terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r, answers.p_r, one_hot, weight)
+                terms["segmentation_across"] = dice_cross_entropy(answers.log_p_r, answers.p_r, one_hot, weight, voxels)
         if "regression" in names or "regression_across" in names:
             if sdm is None:
                 raise ValueError("the terms 'regression' and 'regression_across' need the SDM of the labels.")

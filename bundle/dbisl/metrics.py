@@ -22,6 +22,8 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.metrics.utils import get_mask_edges, get_surface_distance
@@ -415,3 +417,23 @@ class MetricsReport:
                 self.output_dir,
                 format_table(summaries),
             )
+
+
+class MeanOfDefined(Metric):
+    """Mean of a scalar over the iterations in which it is defined (not NaN); NaN where it never is.
+
+    The host does not wait for a GPU until the mean is asked for.
+    """
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        self._sum_and_count = torch.zeros(2, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: torch.Tensor | float) -> None:
+        value = torch.as_tensor(output, dtype=torch.float32, device=self._device).detach()
+        self._sum_and_count = self._sum_and_count + torch.stack([value.nan_to_num(), (~value.isnan()).float()])
+
+    @sync_all_reduce("_sum_and_count")
+    def compute(self) -> float:
+        return float(self._sum_and_count[0] / self._sum_and_count[1])

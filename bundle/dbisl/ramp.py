@@ -69,11 +69,11 @@ class Ramp:
         return math.exp(-5 * (1 - progress) ** 2)
 
     def step(self, iteration: int, dice: torch.Tensor | None) -> None:
-        """Learn that so many iterations are done, and the labeled patches' Dice (a scalar) in the last one."""
+        """Learn that so many iterations are done, and the labeled patches' Dice in the last one (a scalar, or NaN)."""
         if not self.waiting:
             return
         if dice is not None:
-            self._dice = dice if self._dice is None else torch.lerp(self._dice, dice, 0.1)
+            self._dice = dice if self._dice is None else _moved(self._dice, dice)
         late = iteration >= self.max_warm_up
         if iteration < self.warm_up or ((iteration - self.warm_up) % self.CHECKED_EVERY and not late):
             return
@@ -101,3 +101,8 @@ class Ramp:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._started_after, self._dice, self.held = state["started_after"], state["dice"], state["held"]
+
+
+def _moved(mean: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:
+    """The running mean after one more Dice, where that is defined; not a number before the first that is."""
+    return torch.where(dice.isnan(), mean, torch.where(mean.isnan(), dice, torch.lerp(mean, dice, 0.1)))

@@ -31,9 +31,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     The loader gives ``{"labeled": {image, label, sdm}, "unlabeled": {image, weak_image}}``
     (:class:`dbisl.data.TwoStreamLoader`), each with a ``case``, the names that a message needs; one of the two may be
     missing. ``engine.state.output`` holds the ``image`` and ``label`` of the labeled part, ``pred``, its logits, the
-    ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part, and the fraction
-    of foreground in the labels and in what is predicted on the unlabeled scans, by the teacher while it is asked (a
-    collapse to background shows there first). They are not decollated.
+    ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part (NaN without any
+    structure), and the fraction of foreground in the labels (of the annotated voxels, and beside it of all where that
+    is less) and in what is predicted on the unlabeled scans, by the teacher while it is asked (a collapse to
+    background shows there first). They are not decollated.
 
     The host never waits for a GPU: whether an iteration was finite is read while the next one is computed.
 
@@ -98,13 +99,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             # Every process waits for a gradient of every weight, also of a decoder that no term asks at the moment.
             loss = loss + 0 * torch.stack([answer.sum() for answer in prediction if answer is not None]).sum()
         output[Keys.LOSS] = loss.detach()
-        monitored = self._monitor(prediction[0].detach(), label, known, taught)
-        output["terms"] = {"loss": loss.detach(), **terms, **monitored}
+        watched = {"loss": loss.detach(), **terms}
+        output["terms"] = {**watched, **self._monitor(prediction[0].detach(), label, known, taught)}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.scaler.scale(loss).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        watched = output["terms"]
         if self.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             norm = clip_grad_norm_(self.network.parameters(), self.gradient_clip)
@@ -131,9 +131,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     def _known(
         self, labeled: Mapping[str, Any] | None, label: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The label with background for what was not annotated, and which voxels were; None where all were."""
-        # Looked for where the loader left the labels: on a GPU, to look is to wait.
-        if labeled is None or not (labeled[Keys.LABEL] == UNKNOWN).any():
+        """The label with background for what was not annotated, and which voxels were; None where all were.
+
+        A patch beside a region that was not annotated may hold none of its voxels, and yet distances (NaN) that
+        depend on them.
+        """
+        # Looked for where the loader left them: on a GPU, to look is to wait.
+        if labeled is None or not (
+            (labeled[Keys.LABEL] == UNKNOWN).any() or ("sdm" in labeled and labeled["sdm"].isnan().any())
+        ):
             return label, None
         known = label != UNKNOWN
         return torch.where(known, label, 0), known
@@ -169,8 +175,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         values: dict[str, torch.Tensor | float] = {"ramp": self.loss_function.ramp}
         if len(label) > 0:
             values["dice"] = _hard_dice(logits[: len(label)], label, known)
-            annotated = label.numel() if known is None else known.sum().clamp(min=1)
-            values["foreground_labeled"] = (label > 0).sum() / annotated
+            foreground = (label > 0).sum()
+            values["foreground_labeled"] = foreground / (label.numel() if known is None else known.sum().clamp(min=1))
+            if known is not None:
+                values["foreground_at_least"] = foreground / label.numel()
         if len(logits) > len(label):
             unlabeled = logits[len(label) :] if taught is None else taught[0].float()
             values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()
@@ -196,13 +204,16 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
 
 def _hard_dice(logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-    """Mean Dice, over the annotated voxels of the batch, of the foreground classes in the label or in the answer."""
+    """Mean Dice, over the annotated voxels of the batch, of the foreground classes in the label or in the answer.
+
+    NaN where neither has any: a batch without a structure says nothing of how well structures are found.
+    """
     predicted = logits == logits.amax(dim=1, keepdim=True)
     if known is not None:
         predicted &= known
     true = torch.zeros_like(predicted).scatter_(1, label.long(), True)
     overlap, total = (sums.flatten(2).sum(dim=(0, 2))[1:] for sums in (predicted & true, predicted.int() + true))
-    return (2 * overlap / total.clamp(min=1)).sum() / (total > 0).sum().clamp(min=1)
+    return (2 * overlap / total.clamp(min=1)).sum() / (total > 0).sum()
 
 
 def _not_finite(iteration: int, names: list[str], finite: list[bool], cases: Mapping[str, list[str]]) -> str:

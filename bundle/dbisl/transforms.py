@@ -79,7 +79,8 @@ class SignedDistanceMapd(MapTransform):
 class KnownVoxelsd(MapTransform):
     """Makes background of what was not annotated (255), in a label and in the answers that are compared with it.
 
-    A metric of both then counts the annotated voxels alone.
+    An overlap of both then counts the annotated voxels alone. A surface is also where the annotation ends: distances
+    between surfaces mean something for whole labels only.
 
     Args:
         keys: answers, ``K x *spatial`` probabilities; one that is missing is skipped.

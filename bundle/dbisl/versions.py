@@ -62,8 +62,15 @@ class ModelVersions:
         self._serve(weights, {**record, "sha256": _sha256(weights)})
 
     def names(self) -> list[str]:
-        """The versions, the one that was served last at the end."""
-        return sorted((path.stem for path in self.folder.glob("*.pt")), key=self._replaced)
+        """The versions, the one that was served last at the end.
+
+        What is served already is none: a process that was killed while it replaced the model has left it there.
+        """
+        served = _sha256(self.served) if self.served.is_file() else None
+        records = {path.stem: json.loads(path.read_text()) for path in self.folder.glob("*.json")}
+        found = [name for name in records if (self.folder / f"{name}.pt").is_file()]
+        others = [name for name in found if records[name]["sha256"] != served]
+        return sorted(others, key=lambda name: str(records[name]["replaced"]))
 
     def restore(self, name: str | None = None) -> str:
         """Serve a version again, and keep what is served now as one.
@@ -104,13 +111,12 @@ class ModelVersions:
         temporary = self.folder / f".{name}.{os.getpid()}"
         _copy(self.served, temporary)
         os.replace(temporary, self.folder / f"{name}.pt")
+        temporary.unlink(missing_ok=True)  # two names of one file are left as they are
 
     def _serve(self, weights: Path, record: dict[str, Any]) -> None:
         os.replace(weights, self.served)
+        weights.unlink(missing_ok=True)
         _write(self.served.with_suffix(".json"), record)
-
-    def _replaced(self, name: str) -> str:
-        return str(json.loads((self.folder / f"{name}.json").read_text())["replaced"])
 
 
 def _sha256(path: Path) -> str:

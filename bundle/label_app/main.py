@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -32,10 +32,14 @@ from monailabel.utils.others.generic import name_to_device, strtobool
 BUNDLE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(BUNDLE))
 
+from dbisl.cases import InputError  # noqa: E402
 from dbisl.partial_labels import mark_file  # noqa: E402
 from dbisl.scan_scores import ScanScores  # noqa: E402
 
 logger = logging.getLogger(__name__)
+
+HELD_OUT = 5
+"""Of so many labels one is kept for validation."""
 
 
 class DBiSLApp(MONAILabelApp):
@@ -50,6 +54,13 @@ class DBiSLApp(MONAILabelApp):
         named = conf.get("bundles", "")
         paths = [Path(path.strip()).expanduser().resolve() for path in named.split(",") if path.strip()]
         self.bundles = {path.name: path for path in paths} or {"dbisl": BUNDLE}
+        if len(self.bundles) < len(paths):
+            raise InputError(f"bundles has two folders of one name: {named}; expected different names.")
+        for path in self.bundles.values():
+            if not (path / "configs" / "metadata.json").is_file():
+                raise InputError(
+                    f"bundles has {path}, which is no bundle: expected a folder with configs/metadata.json."
+                )
         self.partial_labels = strtobool(conf.get("partial_labels", "false"))
         super().__init__(
             app_dir=app_dir,
@@ -82,8 +93,13 @@ class DBiSLApp(MONAILabelApp):
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         super().on_save_label(image_id, label_id)
-        if self.partial_labels:
-            mark_file(self.datastore().get_label_uri(label_id, DefaultLabelTag.FINAL))
+        path = self.datastore().get_label_uri(label_id, DefaultLabelTag.FINAL)
+        if self.partial_labels and path:  # a label under another tag is a draft
+            try:
+                mark_file(path)
+            except InputError as error:
+                self.datastore().remove_label(label_id, DefaultLabelTag.FINAL)
+                raise HTTPException(400, str(error)) from error
 
 
 class Proposal(InferTask):
@@ -111,8 +127,8 @@ class Proposal(InferTask):
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
         task = self._loaded()
         if task is None:
-            raise MONAILabelException(
-                MONAILabelError.INFERENCE_ERROR,
+            raise HTTPException(
+                409,
                 f"There is no model yet ({self.bundle / 'models' / 'model.pt'}): submit a label or more, then train.",
             )
         return task(request, callbacks)
@@ -134,20 +150,20 @@ class SemiSupervisedTraining(BundleTrainTask):
 
     def config(self) -> dict[str, Any]:
         options = {**super().config(), "max_epochs": 15}
-        options.pop("model_filename")
-        return options
+        # Which file is trained on, and which scans are held out, is not to be chosen anew for each training.
+        return {name: value for name, value in options.items() if name not in ("model_filename", "val_split")}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        self._validation = _held_out(datastore, float(request.get("val_split", 0.2)))
         self._unlabeled = [{"image": datastore.get_image_uri(name)} for name in datastore.get_unlabeled_images()]
         if not datastore.get_labeled_images():
-            raise MONAILabelException(MONAILabelError.APP_TRAIN_FAILED, "There is no label yet: submit one and train.")
+            raise HTTPException(409, "There is no label yet: submit one and train.")
+        self._validation = _held_out(datastore)
         # MONAI Label adds to the list of handlers that it read once.
         self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
         try:
             return dict(super().__call__({"max_epochs": 15, **request}, datastore))
         except SystemExit as error:  # a sentence for somebody at a terminal; here it would end the server
-            raise MONAILabelException(MONAILabelError.APP_TRAIN_FAILED, str(error)) from error
+            raise HTTPException(500, str(error)) from error
 
     def _partition_datalist(
         self, datalist: Sequence[dict[str, str]], request: dict[str, Any], shuffle: bool = False
@@ -166,13 +182,13 @@ class SemiSupervisedTraining(BundleTrainTask):
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides["unlabeled#dataset#data"] = self._unlabeled
+        overrides["unlabeled#scans"] = self._unlabeled
         return overrides
 
     def _run_command(self, cmd: list[str], env: dict[str, str]) -> None:
         code = subprocess.run(cmd, env=env, check=False).returncode
         if code != 0:  # MONAI Label would call it a finished training
-            raise MONAILabelException(MONAILabelError.APP_TRAIN_FAILED, f"The training ended with code {code}.")
+            raise HTTPException(500, f"The training ended with code {code}; the log says why.")
 
 
 class Uncertainty(ScoringMethod):
@@ -205,7 +221,7 @@ class Uncertainty(ScoringMethod):
         return {"scored": scored, "failed": failed}
 
 
-def _held_out(datastore: Datastore, share: float) -> set[str]:
+def _held_out(datastore: Datastore) -> set[str]:
     """Images of the validation labels; labels that are new since the last training are given to a split first."""
     labeled = datastore.get_labeled_images()
     splits = {name: datastore.get_image_info(name).get("split") for name in labeled}
@@ -216,7 +232,7 @@ def _held_out(datastore: Datastore, share: float) -> set[str]:
 
     new = sorted((name for name, split in splits.items() if split is None), key=submitted, reverse=True)
     for name in new:
-        chosen = len(held_out) < int(len(labeled) * share)
+        chosen = len(held_out) < len(labeled) // HELD_OUT
         held_out |= {name} if chosen else set()
         datastore.update_image_info(name, {"split": "validation" if chosen else "training"})
     return {os.path.realpath(datastore.get_image_uri(name)) for name in held_out}

@@ -27,7 +27,9 @@ def main() -> None:
     paths = [str(APP / "site"), str(APP.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
     command += ["--host", options.host, "--port", options.port, *more]
-    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    # By default MONAI Label takes every picture and text in the folder for a scan.
+    scans = {"MONAI_LABEL_DATASTORE_FILE_EXT": '["*.nii.gz", "*.nii"]'}
+    os.execve(sys.executable, command, {**scans, **os.environ, "PYTHONPATH": os.pathsep.join(paths)})
 
 
 if __name__ == "__main__":

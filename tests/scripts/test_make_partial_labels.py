@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -29,3 +30,23 @@ def test_every_fifth_slice_is_kept_and_the_copy_can_be_trained_on(tmp_path: Path
     check_cases(**lists, **options, spacing=(1.0, 1.0, 1.0))
     with pytest.raises(FileExistsError):
         make_partial_labels(str(tmp_path / "data"), str(tmp_path / "partial"))
+
+
+def test_a_decathlon_folder_of_uncompressed_files(tmp_path: Path) -> None:
+    make_demo_data(str(tmp_path / "data"), num_labeled=2, num_unlabeled=1, num_validation=0, seed=0)
+    source = tmp_path / "decathlon"
+    for kind in ("images", "labels"):
+        (source / f"{kind}Tr").mkdir(parents=True)
+        for path in (tmp_path / "data" / kind).glob("*.nii.gz"):
+            nib.save(nib.load(path), source / f"{kind}Tr" / path.name.replace(".gz", ""))
+    pairs = [
+        {"image": f"./imagesTr/{path.name}", "label": f"./labelsTr/{path.name}"}
+        for path in sorted((source / "labelsTr").iterdir())
+    ]
+    (source / "dataset.json").write_text(json.dumps({"training": pairs}))
+    make_partial_labels(str(source), str(tmp_path / "partial"))
+    before, after = find_cases(source), find_cases(tmp_path / "partial")
+    assert len(after.labeled) == len(before.labeled) == 2 and after.validation == []
+    case = after.labeled[0]
+    assert (np.asarray(nib.load(case["label"]).dataobj) == 255).mean() > 0.7
+    assert nib.load(case["image"]).shape == nib.load(case["label"]).shape
