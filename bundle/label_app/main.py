@@ -94,7 +94,7 @@ class DBiSLApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> None:
         super().on_save_label(image_id, label_id)
         path = self.datastore().get_label_uri(label_id, DefaultLabelTag.FINAL)
-        if self.partial_labels and path:  # a label under another tag is a draft
+        if self.partial_labels and os.path.isfile(path):  # there is none while the label is a draft
             try:
                 mark_file(path)
             except InputError as error:

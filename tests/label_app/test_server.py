@@ -26,6 +26,7 @@ import requests
 import torch
 
 from dbisl.networks import DualTaskVNet
+from dbisl.versions import ModelVersions
 from scripts.make_demo_data import make_demo_data
 
 FEATURES, PATCH = 4, [24, 24, 24]
@@ -51,13 +52,15 @@ class Server:
         return answer.json()
 
     def assert_refused(self, path: str, why: str) -> None:
-        """A failed request whose reason stands in the answer, or in the log (uvicorn writes it after the answer)."""
         answer = self.call("POST", path, json={})
-        assert answer.status_code != 200
-        deadline = time.monotonic() + 10
-        while why not in answer.text + self.log:
-            assert time.monotonic() < deadline, (answer.text, self.log[-3000:])
-            time.sleep(0.2)
+        assert 400 <= answer.status_code < 500 and why in answer.text, (answer.text, self.log[-3000:])
+
+    def wait_for(self, text: str) -> None:
+        """Until the log has a text once more than now."""
+        before, deadline = self.log.count(text), time.monotonic() + START
+        while self.log.count(text) == before:
+            assert time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(0.1)
 
     def images(self) -> dict[str, dict[str, Any]]:
         objects = self.json("GET", "/datastore/?output=all")["objects"]
@@ -67,9 +70,13 @@ class Server:
         with label.open("rb") as file:
             self.json("PUT", f"/datastore/label?image={name}", files={"label": (label.name, file)})
 
-    def train(self, model: str, **options: Any) -> None:
+    def train(self, model: str, background: bool = False, **options: Any) -> None:
         request = {"max_epochs": 1, "device": "cpu", "multi_gpu": False, **options}
-        self.json("POST", f"/train/{model}?run_sync=true", json=request)
+        self.json("POST", f"/train/{model}{'' if background else '?run_sync=true'}", json=request)
+        deadline = time.monotonic() + START
+        while background and (status := self.json("GET", "/train/")["status"]) != "DONE":
+            assert status in ("PENDING", "RUNNING") and time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(0.5)
 
     def infer(self, model: str, name: str, folder: Path) -> nib.Nifti1Image:
         answer = self.call("POST", f"/infer/{model}?image={name}&output=image")
@@ -164,6 +171,7 @@ def test_stock_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> Non
         assert info["models"]["hippocampus"]["labels"] == {"anterior hippocampus": 1, "posterior hippocampus": 2}
         names = sorted(server.images())
         server.assert_on_the_grid("hippocampus", names[0], tmp_path)
+        first = np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj)
         for name in names[:2]:
             server.submit(name, label_of(demo, name))
         served = (bundle / "models" / "model.pt").read_bytes()
@@ -172,6 +180,10 @@ def test_stock_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> Non
         assert (bundle / "models" / "model.pt").read_bytes() != served
         assert [path.read_bytes() for path in (bundle / "models" / "versions").glob("*.pt")] == [served]
         server.assert_on_the_grid("hippocampus", names[3], tmp_path)
+        # The running server answers by what is served: by the new weights, and by the old ones once they are back.
+        assert (np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj) != first).any()
+        ModelVersions(bundle / "models").restore()
+        assert (np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj) == first).all()
         batch = "/batch/infer/hippocampus?images=unlabeled&run_sync=true"
         answers = server.json("POST", batch, json={"multi_gpu": False})
         assert sorted(answers) == names[2:]
@@ -179,6 +191,7 @@ def test_stock_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> Non
 
 def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
     """Two bundles in one server: one with weights, one that has yet to be trained."""
+    (studies / "overview.png").write_bytes(b"no scan")
     bundles = [make_bundle(root, tmp_path / name, seed) for name, seed in (("first", 0), ("second", None))]
     command = [str(root / "bundle" / "label_app" / "start.py"), "--conf", "bundles", ",".join(map(str, bundles))]
     with serve(command, studies, tmp_path / "log.txt") as server:
@@ -212,10 +225,17 @@ def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
         for name in names[1:]:
             server.submit(name, label_of(demo, name))
             time.sleep(1.01)  # labels have dates of whole seconds
-        server.train("first")
-        assert "training on 5 labeled and 0 unlabeled scans, validation on 1" in server.log
-        splits = {name: info["split"] for name, info in server.images().items()}
-        assert splits == {**dict.fromkeys(names, "training"), names[-1]: "validation"}
+        served = (bundles[0] / "models" / "model.pt").read_bytes()
+        for background in (False, True):  # 3D Slicer trains in the background
+            # Which scans are held out is not to be chosen anew.
+            server.train("first", background, val_split=0)
+            assert "training on 5 labeled and 0 unlabeled scans, validation on 1" in server.log
+            splits = {name: info["split"] for name, info in server.images().items()}
+            assert splits == {**dict.fromkeys(names, "training"), names[-1]: "validation"}
+        # One epoch is less than val_interval: it was compared nevertheless, and is served only if it is no worse.
+        assert server.log.count("model.pt reaches 0.") == 2
+        if (bundles[0] / "models" / "model.pt").read_bytes() != served:
+            assert json.loads((bundles[0] / "models" / "model.json").read_text())["score"] is not None
 
 
 def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
@@ -228,12 +248,23 @@ def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -
         outlined = np.flatnonzero(label.any(axis=(0, 1)))[::4]
         label[..., ~np.isin(np.arange(label.shape[2]), outlined)] = 0
         nib.save(nib.Nifti1Image(label, scan.affine), tmp_path / "partial.nii.gz")
+        # What has no outline is refused and leaves no label behind; a draft is nobody's business.
+        nib.save(nib.Nifti1Image(np.zeros_like(label), scan.affine), tmp_path / "empty.nii.gz")
+        for path, tag, status in (("empty", "final", 400), ("partial", "draft", 200)):
+            with (tmp_path / f"{path}.nii.gz").open("rb") as file:
+                files = {"label": ("label.nii.gz", file)}
+                answer = server.call("PUT", f"/datastore/label?image={name}&tag={tag}", files=files)
+            assert answer.status_code == status, answer.text
+        deadline = time.monotonic() + 10
+        while server.json("GET", "/info/")["datastore"]["completed"] > 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         server.submit(name, tmp_path / "partial.nii.gz")
         kept = np.asarray(nib.load(studies / "labels" / "final" / f"{name}.nii.gz").dataobj)
         assert (kept[..., outlined] == label[..., outlined]).all()
         assert (np.delete(kept, outlined, axis=2) == 255).all()
         server.train("dbisl")
-        assert "training on 1 labeled and 5 unlabeled scans" in server.log
+        assert "training on 1 labeled and 6 unlabeled scans" in server.log  # its other slices are unlabeled
 
 
 @pytest.mark.parametrize("moments", [pytest.param(3, id="3"), pytest.param(10, id="10", marks=pytest.mark.slow)])
@@ -246,10 +277,13 @@ def test_training_that_is_killed_leaves_the_served_model(
     with serve([str(bundle / "label_app" / "start.py")], studies, tmp_path / "log.txt") as server:
         names = sorted(server.images())
         server.submit(names[0], label_of(demo, names[0]))
-        for _ in range(moments):
+        for moment in range(moments):
             server.json("POST", "/train/dbisl", json={"max_epochs": 1000, "device": "cpu", "multi_gpu": False})
-            time.sleep(dice.uniform(1, 15))
+            if moment % 5:  # the others are killed while they start
+                server.wait_for("training on 1 labeled and 5 unlabeled scans")
+            time.sleep(dice.uniform(0, 3))
             server.assert_on_the_grid("dbisl", names[1], tmp_path)  # while it trains
+            assert server.json("GET", "/train/")["status"] == "RUNNING"
             server.json("DELETE", "/train/")
             assert (bundle / "models" / "model.pt").read_bytes() == served
             server.assert_on_the_grid("dbisl", names[2], tmp_path)
