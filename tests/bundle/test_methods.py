@@ -58,7 +58,8 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
             "min_dice": 0,
             "ramp_up": 0,
         },
-        **{"val_interval": 9, "num_workers": 0, "patch_size": [16, 16, 16], "amp": False},
+        # Without validation: it would ask the teacher too, as the network that is served.
+        **{"validate#dataset#data": [], "num_workers": 0, "patch_size": [16, 16, 16], "amp": False},
     )
     workflow.initialize()
     parser = workflow.parser
