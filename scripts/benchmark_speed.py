@@ -36,7 +36,7 @@ from dbisl.distributed import synchronise_batch_norm
 from dbisl.handlers import MeanTeacher
 from dbisl.host_memory import keep_freed_memory
 from dbisl.losses import DBiSLLoss
-from dbisl.networks import DualTaskVNet, VNet
+from dbisl.networks import DualTaskVNet
 from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
 from dbisl.trainer import SemiSupervisedTrainer
 
@@ -73,9 +73,9 @@ class Setting:
         self.label = torch.randint(0, CLASSES, shape, device=self.device, dtype=torch.uint8)
         self.sdm = 2 * torch.rand(batch_size, CLASSES, *patch_size, device=self.device) - 1
 
-    def network(self, kind: type[nn.Module] = DualTaskVNet) -> nn.Module:
+    def network(self, regression: bool = True) -> nn.Module:
         torch.manual_seed(0)
-        network = kind(out_channels=CLASSES, features=16, levels=4, dropout=0.2)
+        network = DualTaskVNet(out_channels=CLASSES, features=16, levels=4, dropout=0.2, regression=regression)
         return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def loss(self, weights: Mapping[str, float]) -> DBiSLLoss:
@@ -236,7 +236,7 @@ def supervised_steps(setting: Setting) -> dict[str, Callable[[], None]]:
     """``methods/supervised.yaml`` and MONAI's own trainer with MONAI's loss, both with the single-decoder network."""
 
     common: dict[str, Any] = {"device": setting.device, "max_epochs": 1, "epoch_length": STEPS}
-    ours, theirs = setting.network(VNet), setting.network(VNet)
+    ours, theirs = setting.network(regression=False), setting.network(regression=False)
     return {
         "MONAI's SupervisedTrainer and DiceCELoss": epochs_of(
             SupervisedTrainer(

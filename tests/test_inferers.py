@@ -11,7 +11,7 @@ from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Invertd, Spacingd
 
 from dbisl.inferers import DualTaskInferer, EvenWindowInferer
-from dbisl.networks import DualTaskVNet, VNet
+from dbisl.networks import DualTaskVNet
 
 
 def make_inferer(size: int = 16, **options: object) -> DualTaskInferer:
@@ -42,7 +42,7 @@ def test_any_size_and_both_tasks_are_stitched() -> None:
 
 def test_single_task_network_answers_with_probabilities_alone() -> None:
     torch.manual_seed(0)
-    network = VNet(out_channels=3, features=4, levels=3).eval()
+    network = DualTaskVNet(out_channels=3, features=4, levels=3, regression=False).eval()
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(make_inferer()(image, network), network(image).softmax(1))
@@ -104,7 +104,7 @@ def test_even_windows_are_no_more_than_monais() -> None:
 
 def test_equals_monais_where_the_windows_coincide() -> None:
     torch.manual_seed(0)
-    network = VNet(out_channels=2, features=4, levels=2).eval()
+    network = DualTaskVNet(out_channels=2, features=4, levels=2, regression=False).eval()
     image = torch.randn(2, 1, 24, 32, 16)
     with torch.no_grad():
         expected = sliding_window_inference(image, (16,) * 3, 4, lambda x: network(x).softmax(1), 0.5, "gaussian")

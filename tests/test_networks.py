@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 
-from dbisl.networks import DualTaskSegResNet, DualTaskVNet, VNet
+from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -16,9 +16,9 @@ def parameters(network: torch.nn.Module) -> int:
 
 
 def test_parameter_counts_are_those_of_the_literature(capsys: pytest.CaptureFixture[str]) -> None:
-    dual, single = parameters(DualTaskVNet()), parameters(VNet())
+    dual, single = parameters(DualTaskVNet()), parameters(DualTaskVNet(regression=False))
     with capsys.disabled():
-        print(f"\n  DualTaskVNet {dual / 1e6:.2f} M parameters, VNet {single / 1e6:.2f} M")
+        print(f"\n  DualTaskVNet {dual / 1e6:.2f} M parameters, of a single task {single / 1e6:.2f} M")
     assert single == pytest.approx(9.4e6, rel=0.02)
     assert dual == pytest.approx(12e6, rel=0.05)
 
@@ -30,7 +30,7 @@ def test_both_answers_have_the_size_of_the_image(spatial_dims: int, size: tuple[
     logits, sdm = network(torch.randn(2, 2, *size))
     assert logits.shape == sdm.shape == (2, 4, *size)
     assert sdm.abs().max() <= 1
-    single = VNet(spatial_dims=spatial_dims, in_channels=2, out_channels=4, features=4)
+    single = DualTaskVNet(spatial_dims=spatial_dims, in_channels=2, out_channels=4, features=4, regression=False)
     assert single(torch.randn(2, 2, *size)).shape == (2, 4, *size)
 
 
@@ -89,15 +89,18 @@ def test_scripted_network_agrees(make: Callable[[], torch.nn.Module]) -> None:
         torch.testing.assert_close(scripted, eager)
 
 
-@pytest.mark.parametrize("kind", [VNet, DualTaskVNet, DualTaskSegResNet])
-def test_fused_network_is_one_tensor_of_the_same_weights(kind: type[torch.nn.Module]) -> None:
+@pytest.mark.parametrize("regression", [True, False])
+@pytest.mark.parametrize("kind", [DualTaskVNet, DualTaskSegResNet])
+def test_fused_network_is_one_tensor_of_the_same_weights(kind: type[torch.nn.Module], regression: bool) -> None:
     small = {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "out_channels": 3}
     options = small if kind is DualTaskSegResNet else {"features": 4, "levels": 3, "out_channels": 3}
+    options = {**options, "regression": regression}
     torch.manual_seed(0)
     network, fused = kind(**options).eval(), kind(**options, fused_slope=7.0).eval()
     fused.load_state_dict(network.state_dict())
     image = torch.randn(2, 1, 8, 16, 12)
     answer = network(image)
+    assert isinstance(answer, torch.Tensor) != regression
     if isinstance(answer, torch.Tensor):
         expected = torch.softmax(answer, dim=1)
     else:

@@ -118,24 +118,59 @@ def fuse(logits: torch.Tensor, sdm: torch.Tensor, slope: float) -> torch.Tensor:
     return (torch.softmax(logits.float(), dim=1) + torch.softmax(slope * sdm.float(), dim=1)) / 2
 
 
-class _VNet(nn.Module):
-    """A shared encoder, and a decoder of its own for each of ``tasks``.
+class _DualTask(nn.Module):
+    """A shared encoder, and a decoder of its own for each task; a backbone adds the three as modules.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the image.
-        out_channels: number of classes ``K``, background included; every task answers for each class.
-        features: channels of the first level; each level below has twice as many.
-        levels: resolutions, 2 to 5. Spatial sizes must be multiples of ``divisor = 2 ** (levels - 1)``.
-        dropout: probability with which a channel is dropped at the end of the encoder and of each decoder.
-        norm: normalisation layer, as MONAI names them (``"batch"``, ``"instance"``, ``("group", {"num_groups": 8})``).
+        regression: whether there is the second task.
         fused_slope: None: the network answers with what its losses need. A number: with one tensor, the probabilities
             of the classes, float32, fused over both tasks where there are two, this being the slope of ``T_r2s``. The
             weights are the same.
     """
 
-    tasks: tuple[str, ...]
-    __constants__ = ["fused"]  # noqa: RUF012 - by which TorchScript compiles one branch of forward alone
+    __constants__ = ["dual", "fused"]  # noqa: RUF012 - by which TorchScript compiles one branch of forward alone
+
+    def __init__(self, regression: bool, fused_slope: float | None) -> None:
+        super().__init__()
+        self.dual = regression
+        self.fused = fused_slope is not None
+        self.slope = 0.0 if fused_slope is None else float(fused_slope)
+
+    def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
+        """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``, or to the fused probabilities.
+
+        ``sdm`` is the signed distance map of each class in units of the band: in ``[-1, 1]``, positive inside. Of a
+        single task the answer is one tensor, logits or probabilities.
+
+        Raises:
+            ValueError: when a spatial size is no multiple of ``divisor``.
+        """
+        features = self.encoder(image)  # type: ignore[operator]
+        logits = self.segmentation(features)  # type: ignore[operator]
+        if self.dual:
+            sdm = torch.tanh(self.regression(features))  # type: ignore[operator]
+            if self.fused:
+                return fuse(logits, sdm, self.slope)
+            return logits, sdm
+        return torch.softmax(logits.float(), dim=1) if self.fused else logits
+
+
+class DualTaskVNet(_DualTask):
+    """Two tasks: voxels are classified by one decoder, their signed distance regressed by the other.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: number of classes ``K``, background included; every task answers for each class.
+        features: channels of the first level (16 in the literature); each level below has twice as many.
+        levels: resolutions, 2 to 5 (5 in the literature). Spatial sizes must be multiples of
+            ``divisor = 2 ** (levels - 1)``.
+        dropout: probability with which a channel is dropped at the end of the encoder and of each decoder.
+        norm: normalisation layer, as MONAI names them (``"batch"``, ``"instance"``, ``("group", {"num_groups": 8})``).
+        regression: False: the segmentation alone, the single-task V-Net that is the baseline.
+        fused_slope: None: logits and SDM, which losses need. A number: the fused probabilities, this being the slope
+            of ``T_r2s``.
+    """
 
     def __init__(
         self,
@@ -146,52 +181,17 @@ class _VNet(nn.Module):
         levels: int = 5,
         dropout: float = 0.0,
         norm: str | tuple = "batch",
+        regression: bool = True,
         fused_slope: float | None = None,
     ) -> None:
-        super().__init__()
-        self.fused = fused_slope is not None
-        self.slope = 0.0 if fused_slope is None else float(fused_slope)
+        super().__init__(regression, fused_slope)
         shape: dict[str, Any] = {"spatial_dims": spatial_dims, "features": features, "levels": levels}
         shape |= {"dropout": dropout, "norm": norm}
         self.divisor = 2 ** (levels - 1)
         self.encoder = VNetEncoder(in_channels=in_channels, **shape)
-        for task in self.tasks:
-            self.add_module(task, VNetDecoder(out_channels=out_channels, **shape))
-
-
-class VNet(_VNet):
-    """The single-task V-Net, a segmentation: the baseline of the dual-task network, with the same arguments."""
-
-    tasks = ("segmentation",)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``B x C x *spatial`` to logits (or probabilities) ``B x K x *spatial``; sizes as in :class:`VNetEncoder`."""
-        logits = self.segmentation(self.encoder(image))  # type: ignore[operator]
-        return torch.softmax(logits.float(), dim=1) if self.fused else logits
-
-
-class DualTaskVNet(_VNet):
-    """Two tasks: voxels are classified by one decoder, their signed distance regressed by the other.
-
-    The arguments are ``spatial_dims`` (2 or 3), ``in_channels``, ``out_channels`` (``K`` classes, background included),
-    ``features`` and ``levels`` (16 and 5 in the literature), ``dropout``, ``norm`` and ``fused_slope``.
-    """
-
-    tasks = ("segmentation", "regression")
-
-    def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
-        """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``, or to the fused probabilities.
-
-        ``sdm`` is the signed distance map of each class in units of the band: in ``[-1, 1]``, positive inside.
-
-        Raises:
-            ValueError: when a spatial size is no multiple of ``divisor``.
-        """
-        features = self.encoder(image)
-        logits, sdm = self.segmentation(features), torch.tanh(self.regression(features))  # type: ignore[operator]
-        if self.fused:
-            return fuse(logits, sdm, self.slope)
-        return logits, sdm
+        self.segmentation = VNetDecoder(out_channels=out_channels, **shape)
+        if regression:
+            self.regression = VNetDecoder(out_channels=out_channels, **shape)
 
 
 class _SegResNetEncoder(SegResNet):
@@ -216,30 +216,19 @@ class _SegResNetDecoder(SegResNet):
         return self.decode(maps[0], maps)
 
 
-class DualTaskSegResNet(nn.Module):
+class DualTaskSegResNet(_DualTask):
     """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task: another backbone.
 
     Args:
-        fused_slope: as in :class:`VNet`.
+        regression, fused_slope: as in :class:`DualTaskVNet`.
         options: those of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes,
             background included), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
     """
 
-    __constants__ = ["fused"]  # noqa: RUF012
-
-    def __init__(self, fused_slope: float | None = None, **options: Any) -> None:
-        super().__init__()
-        self.fused = fused_slope is not None
-        self.slope = 0.0 if fused_slope is None else float(fused_slope)
+    def __init__(self, regression: bool = True, fused_slope: float | None = None, **options: Any) -> None:
+        super().__init__(regression, fused_slope)
         self.encoder = _SegResNetEncoder(**options)
         self.segmentation = _SegResNetDecoder(**options)
-        self.regression = _SegResNetDecoder(**options)
+        if regression:
+            self.regression = _SegResNetDecoder(**options)
         self.divisor: int = 2 ** (len(self.encoder.blocks_down) - 1)
-
-    def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
-        """``B x C x *spatial``, sizes multiples of ``divisor``, to what :class:`DualTaskVNet` gives."""
-        features = self.encoder(image)
-        logits, sdm = self.segmentation(features), torch.tanh(self.regression(features))
-        if self.fused:
-            return fuse(logits, sdm, self.slope)
-        return logits, sdm

@@ -18,7 +18,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from dbisl.cases import InputError
-from dbisl.networks import DualTaskVNet, VNet
+from dbisl.networks import DualTaskVNet
 
 Segment = Callable[..., None]
 Report = Callable[[], list[dict[str, str]]]
@@ -166,9 +166,9 @@ def test_band_of_a_data_set_reaches_the_maps_in_either_order(root: Path) -> None
 def test_single_task_network_has_maps_without_a_distance(
     tmp_path: Path, weights: Path, segment: Segment, report: Report
 ) -> None:
-    torch.save(VNet(out_channels=3, features=4, levels=4).state_dict(), weights)
+    torch.save(DualTaskVNet(out_channels=3, features=4, levels=4, regression=False).state_dict(), weights)
     scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
-    segment(str(scan), ("maps.json",), **{"network_def#_target_": "dbisl.networks.VNet"})
+    segment(str(scan), ("maps.json",), **{"network_def#regression": False})
     assert [row["status"] for row in report()] == ["segmented"]
     written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
     assert written == {f"one_{name}.nii.gz" for name in ("seg", "probability", "entropy", "disagreement")}
