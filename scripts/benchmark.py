@@ -34,6 +34,7 @@ import fire
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 from dbisl.cases import find_cases
@@ -102,10 +103,16 @@ class Plan:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """What a training depends on: a finished cell with another identity answers another question."""
+        version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
         digests = [_digest(path.read_bytes()) for path in self.files(cell)]
         cases = find_cases(self.dataset_dir, self.overrides.get("datalist"), cell.labels)
         scans = _digest(json.dumps([cases.labeled, cases.unlabeled, cases.validation]).encode())
-        return {"scans": scans, "configs": digests, "overrides": self.overrides}
+        return {"version": version, "scans": scans, "configs": digests, "overrides": self.overrides}
+
+    def answer(self, cell: Cell) -> str:
+        """Which of a network's answers is its method's: ``fused`` or that of one task."""
+        config = ConfigParser.load_config_files([str(path) for path in self.files(cell)])
+        return str({**config, **self.overrides}["answer"])
 
     def finished(self, cell: Cell) -> bool:
         """Whether the cell was trained for this plan and evaluated."""
@@ -138,7 +145,8 @@ def benchmark(
         labels: how many scans keep their label; ``"all"`` is all of them.
         seeds: of the trainings; differences between methods are paired by seed and case.
         config_file: override file or files after ``train.json``, such as ``bundle/configs/datasets/la.yaml``.
-        overrides: more keys of the config with their values, as ``"{'epochs': 6}"``; the same for every method.
+        overrides: more keys of the config with their values, as ``"{'epochs': 6}"``; the same for every method, none of
+            which may set them otherwise.
         checkpoint: ``last``, or ``best`` on the validation scans.
         baselines: methods with which each of the others is compared.
         jobs: trainings at a time; by default one a GPU or, without one, one a core.
@@ -158,6 +166,11 @@ def benchmark(
     if options.get("datalist") and Path(options["datalist"]).is_file():
         options["datalist"] = str(Path(options["datalist"]).resolve())  # the trainings run in the bundle's folder
     cases = find_cases(dataset_dir, options.get("datalist"))
+    counts = [len(cases.labeled) if count == ALL else int(count) for count in labels]
+    if max(counts) > len(cases.labeled):
+        raise SystemExit(
+            f"labels has {max(counts)}: expected at most {len(cases.labeled)}, the labeled scans of {dataset_dir}."
+        )
     test_scans = None
     if evaluate_on_test_scans is not None:
         used = [case["image"] for case in (*cases.labeled, *cases.unlabeled, *cases.validation)]
@@ -170,14 +183,24 @@ def benchmark(
         checkpoint,
         test_scans,
     )
-    counts = [len(cases.labeled) if count == ALL else int(count) for count in labels]
-    cells = [Cell(method, count, seed) for count in counts for seed in seeds for method in methods]
+    _require_common(plan, methods)
+    cells = list(dict.fromkeys(Cell(method, count, seed) for count in counts for seed in seeds for method in methods))
     failures = [] if report_only else _run_cells(plan, cells, jobs)
     finished = [cell for cell in cells if plan.finished(cell)]
     if finished:
         _report(plan, finished, baselines)
     if failures:
         raise SystemExit("\n".join(failures))
+
+
+def _require_common(plan: Plan, methods: Sequence[str]) -> None:
+    """On the command line overrides come last: one that a method sets too would make it another method."""
+    for method in methods:
+        *_, path = plan.files(Cell(method, 0, 0))
+        for own in ConfigParser.load_config_file(path):
+            for key in plan.overrides:
+                if f"{own}#".startswith(f"{key}#") or f"{key}#".startswith(f"{own}#"):
+                    raise SystemExit(f"overrides has {key}: expected a key that {path} does not set ({own}).")
 
 
 def _digest(content: bytes) -> str:
@@ -189,14 +212,15 @@ def _digest(content: bytes) -> str:
 
 def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]:
     """Run what is missing; one sentence a cell that failed."""
-    gpus = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or gpus or cores
+    jobs = jobs or len(gpus) or cores
     environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for job in range(jobs):
         # Threads that wait for each other's cores cost ten times the time; who sets their number shares the machine.
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))
-        share = {"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {"OMP_NUM_THREADS": threads}
+        share = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {"OMP_NUM_THREADS": threads}
         environments.put({**os.environ, **share})
     stopped = threading.Event()
 
@@ -240,7 +264,7 @@ def _run_cell(plan: Plan, cell: Cell, environment: Mapping[str, str]) -> None:
     record = folder / "cell.json"
     identity = plan.identity(cell)
     known: dict[str, Any] = {"identity": identity, "training_seconds": 0.0}
-    if record.is_file():
+    if any((folder / name).is_file() for name in ("checkpoint.pt", *CHECKPOINTS.values())):
         known = json.loads(record.read_text())
     if known["identity"] != identity:
         changed = ", ".join(key for key in identity if known["identity"].get(key) != identity[key])
@@ -299,7 +323,12 @@ def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
     cases = find_cases(folder)
     chosen = [*cases.labeled, *cases.validation]
     names = {Path(image).name for image in used}
-    seen = sorted(Path(case["image"]).name for case in chosen if Path(case["image"]).name in names)
+    contents = {_digest(Path(image).read_bytes()) for image in used}
+    seen = sorted(
+        Path(case["image"]).name
+        for case in chosen
+        if Path(case["image"]).name in names or _digest(Path(case["image"]).read_bytes()) in contents
+    )
     if seen:
         raise SystemExit(f"{folder}: {', '.join(seen)} are training or validation scans too: expected others.")
     output.mkdir(parents=True, exist_ok=True)
@@ -314,7 +343,7 @@ def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
 def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None:
     rows = {cell: read_cases(plan.evaluation(cell) / "cases.csv") for cell in cells}
     columns = ["method", "labels", "seed", *next(iter(rows.values()))[0]]
-    with (temporary := plan.output_dir / ".results.csv").open("w", newline="") as file:
+    with (temporary := plan.output_dir / f".results.csv.{os.getpid()}").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for cell, of_cell in rows.items():
@@ -322,12 +351,13 @@ def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None
             writer.writerows({**of_all, **row} for row in of_cell)
     os.replace(temporary, plan.output_dir / "results.csv")
     seconds = {cell: json.loads((plan.folder(cell) / "cell.json").read_text())["training_seconds"] for cell in cells}
-    fused = {cell: [row for row in of_cell if row["task"] == "fused"] for cell, of_cell in rows.items()}
+    answers = {cell: plan.answer(cell) for cell in cells}
+    scored = {cell: [row for row in of_cell if row["task"] == answers[cell]] for cell, of_cell in rows.items()}
     foreground = {cell: foreground_found(plan.folder(cell) / "training.log") for cell in cells}
-    table = _table(fused, foreground, seconds, baselines)
-    caption = _caption(plan, fused, baselines)
+    table = _table(scored, answers, foreground, seconds, baselines)
+    caption = _caption(plan, scored)
     _write(plan.output_dir / "table.md", f"{caption}\n\n{table}\n")
-    _plot(fused, plan.output_dir / "label_efficiency.png", caption.split(";")[0])
+    _plot(scored, plan.output_dir / "label_efficiency.png", caption.split(";")[0])
     print(f"\n{caption}\n\n{table}")
 
 
@@ -389,26 +419,27 @@ def _groups(cells: Mapping[Cell, Any]) -> dict[tuple[int, str], list[Cell]]:
 
 
 def _table(
-    fused: Mapping[Cell, list[Row]],
+    scored: Mapping[Cell, list[Row]],
+    answers: Mapping[Cell, str],
     foreground: Mapping[Cell, float | None],
     seconds: Mapping[Cell, float],
     baselines: Sequence[str],
 ) -> str:
-    groups = _groups(fused)
+    groups = _groups(scored)
     baselines = [name for name in baselines if any(method == name for _, method in groups)]
-    titles = ["labels", "method", "seeds", *METRICS.values(), "missed"]
+    titles = ["labels", "method", "answer", "seeds", *METRICS.values(), "missed"]
     titles += [f"Dice less {name}'s [95% CI]" for name in baselines]
     titles += ["foreground (%)", "training (min)"]
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for (labels, method), cells in groups.items():
-        cols = [str(labels), method, str(len(cells))]
+        cols = [str(labels), method, answers[cells[0]], str(len(cells))]
         for metric in METRICS:
             scale = 100 if metric == "dice" else 1
-            means = [case_means(fused[cell], metric) for cell in cells]
+            means = [case_means(scored[cell], metric) for cell in cells]
             cols.append(_mean_and_deviation([scale * statistics.fmean(of.values()) for of in means if of]))
-        cols.append(str(sum(row["outcome"] == "missed" for cell in cells for row in fused[cell])))
+        cols.append(str(sum(row["outcome"] == "missed" for cell in cells for row in scored[cell])))
         for baseline in baselines:
-            cols.append(_difference(fused, cells, groups.get((labels, baseline), []), method == baseline))
+            cols.append(_difference(scored, cells, groups.get((labels, baseline), []), method == baseline))
         ratios = [100 * ratio for cell in cells if (ratio := foreground[cell]) is not None]
         cols.append(f"{statistics.fmean(ratios):.0f}" if ratios else "-")
         cols.append(f"{statistics.median(seconds[cell] for cell in cells) / 60:.1f}")
@@ -423,23 +454,28 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}{deviation}"
 
 
-def _difference(fused: Mapping[Cell, list[Row]], ours: Sequence[Cell], theirs: Sequence[Cell], same: bool) -> str:
-    by_seed = [{cell.seed: case_means(fused[cell], "dice") for cell in cells} for cells in (ours, theirs)]
-    difference = None if same else paired_difference(*by_seed)
+def _difference(scored: Mapping[Cell, list[Row]], ours: Sequence[Cell], theirs: Sequence[Cell], same: bool) -> str:
+    our_seeds, their_seeds = (
+        {cell.seed: case_means(scored[cell], "dice") for cell in cells} for cells in (ours, theirs)
+    )
+    difference = None if same else paired_difference(our_seeds, their_seeds)
     if difference is None:
         return "-"
     mean, low, high = (100 * value for value in difference)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    common = len(set(our_seeds) & set(their_seeds))
+    of_seeds = f" ({common} of the seeds)" if common < len(our_seeds) else ""
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]{of_seeds}"
 
 
-def _caption(plan: Plan, fused: Mapping[Cell, list[Row]], baselines: Sequence[str]) -> str:
-    scans = len({row["case"] for rows in fused.values() for row in rows})
+def _caption(plan: Plan, scored: Mapping[Cell, list[Row]]) -> str:
+    scans = len({row["case"] for rows in scored.values() for row in rows})
     kind = "TEST" if plan.test_scans else "validation"
     changed = ", ".join(f"{name} = {value}" for name, value in plan.overrides.items()) or "none"
     chosen = {"last": "the last checkpoint", "best": "the checkpoint that is best on the validation scans"}
     return (
-        f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training. Mean ± standard "
-        "deviation over the seeds of the mean over cases; a class that was missed has Dice 0 and no distance. "
+        f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training, the answer that "
+        "is its method's. Mean ± standard deviation over the seeds of the mean over cases; a class that was missed has "
+        "Dice 0 and no distance. "
         "Differences are paired by seed and case, in points of Dice; their interval is a percentile bootstrap over the "
         f"cases ({RESAMPLES} resamples). Foreground: what is found on the unlabeled scans in the last epoch, over what "
         "the labels have; near 0 a training has collapsed. "
@@ -448,14 +484,14 @@ def _caption(plan: Plan, fused: Mapping[Cell, list[Row]], baselines: Sequence[st
     )
 
 
-def _plot(fused: Mapping[Cell, list[Row]], path: Path, title: str) -> None:
+def _plot(scored: Mapping[Cell, list[Row]], path: Path, title: str) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    groups = _groups(fused)
+    groups = _groups(scored)
     for method in dict.fromkeys(method for _, method in groups):
         counts = [labels for labels, name in groups if name == method]
         dice = [
-            [100 * statistics.fmean(case_means(fused[cell], "dice").values()) for cell in groups[labels, method]]
+            [100 * statistics.fmean(case_means(scored[cell], "dice").values()) for cell in groups[labels, method]]
             for labels in counts
         ]
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in dice]
@@ -468,7 +504,7 @@ def _plot(fused: Mapping[Cell, list[Row]], path: Path, title: str) -> None:
     axes.set(xlabel="labeled scans", ylabel="Dice (%)", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)
 

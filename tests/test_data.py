@@ -65,8 +65,10 @@ def test_fewer_labeled_scans_than_a_batch_holds() -> None:
 def test_without_unlabeled_scans_it_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         batches = list(islice(TwoStreamLoader(stream(3, 2), stream(0, 2)), 3))
-    assert all(set(batch) == {"labeled"} for batch in batches)
+    assert all(set(batch) == {"labeled"} and len(batch["labeled"]["image"]) == 4 for batch in batches)
     assert "no unlabeled scans" in caplog.text
+    (batch,) = islice(TwoStreamLoader(stream(3, 2), stream(0, 1)), 1)
+    assert len(batch["labeled"]["image"]) == 4  # as many as with unlabeled ones, or more
 
 
 def test_without_labeled_scans_it_refuses() -> None:

@@ -207,7 +207,9 @@ def test_output_is_that_of_the_labeled_part() -> None:
         one_hot.transpose(0, 1).flatten(1, 2)[None], output["label"].transpose(0, 1).flatten(1, 2)[None]
     )
     assert float(output["terms"]["dice"]) == pytest.approx(float(dice))
-    assert float(output["terms"]["foreground_labeled"]) == pytest.approx(float((output["label"] > 0).float().mean()))
+    foreground = [output["label"].float().mean(), output["terms"]["foreground_unlabeled"]]
+    torch.testing.assert_close(output["terms"]["foreground_labeled"], foreground[0])
+    torch.testing.assert_close(output["classes"], torch.tensor([[1 - value, value] for value in foreground]))
 
 
 def test_without_unlabeled_scans_it_trains_on_the_labeled() -> None:
@@ -281,7 +283,8 @@ def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: py
     def iteration(engine: Engine, batch: Any) -> dict[str, Any]:
         ramps.append(loss.ramp)
         values = {"foreground_labeled": 0.1, "foreground_unlabeled": fractions[engine.state.epoch - 1]}
-        return {"terms": {name: torch.tensor(value) for name, value in values.items()}}
+        classes = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+        return {"terms": {name: torch.tensor(value) for name, value in values.items()}, "classes": classes}
 
     engine = Engine(iteration)
     RampUp(loss=loss, ramp=ramp).attach(engine)
@@ -296,13 +299,31 @@ def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: py
 def test_guard_knows_that_slices_without_the_structure_are_rarely_annotated() -> None:
     ramp = Ramp(warm_up=0, length=0)
     terms = {"foreground_labeled": 0.5, "foreground_at_least": 0.05, "foreground_unlabeled": 0.05}
-    engine = Engine(lambda engine, batch: {"terms": {name: torch.tensor(value) for name, value in terms.items()}})
+
+    def iteration(engine: Engine, batch: Any) -> dict[str, Any]:
+        return {"terms": {name: torch.tensor(value) for name, value in terms.items()}, "classes": torch.ones(2, 2)}
+
+    engine = Engine(iteration)
     CollapseGuard(ramp=ramp).attach(engine)
     engine.run([0])
     assert not ramp.held
     terms["foreground_unlabeled"] = 0.009
     engine.run([0])
     assert ramp.held
+
+
+def test_guard_names_a_class_that_is_no_longer_found(caplog: pytest.LogCaptureFixture) -> None:
+    ramp = Ramp(warm_up=0, length=0)
+    classes = torch.tensor([[0.8, 0.1, 0.1], [0.7, 0.29, 0.01]])
+    terms = {"foreground_labeled": classes[0, 1:].sum(), "foreground_unlabeled": classes[1, 1:].sum()}
+    engine = Engine(lambda engine, batch: {"terms": terms, "classes": classes})
+    CollapseGuard(ramp=ramp).attach(engine)
+    engine.run([0, 1])
+    (message,) = [record.message for record in caplog.records]
+    assert message == (
+        "epoch 1: the unlabeled scans show 10% of what the labels show of class 2 (expected at least 20%)."
+    )
+    assert not ramp.held
 
 
 def test_guard_waits_for_the_end_of_the_warm_up() -> None:

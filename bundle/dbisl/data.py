@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
@@ -47,8 +48,8 @@ class EndlessSampler(Sampler[int]):
 class TwoStreamLoader:
     """Batches of both streams: ``{"labeled": batch, "unlabeled": batch}``, without end.
 
-    Where there are no scans of one kind the batches lack its key, and the log says so. While unlabeled scans have no
-    use, labeled ones take their place: a warm-up then learns from as many patches a step as a supervised training does.
+    Where there are no scans of one kind the batches lack its key, and the log says so. Where there are no unlabeled
+    scans, and while they have no use, labeled ones take their place: a step learns from as many patches in each case.
 
     Args:
         labeled: loader over the labeled scans, endless by its sampler; its dataset may be empty if labels are not
@@ -79,21 +80,16 @@ class TwoStreamLoader:
         logger.info("training on %d labeled and %d unlabeled scans", labeled, unlabeled)
         if unlabeled == 0:
             logger.warning("no unlabeled scans: training is supervised, on the labeled scans only")
-            for batch in self.labeled:
-                yield {"labeled": batch}
-        elif labeled == 0:
+        if labeled == 0:
             logger.warning("no labeled scans: training has the unlabeled terms alone")
             for batch in self.unlabeled:
                 yield {"unlabeled": batch}
-        else:
-            yield from self._both()
-
-    def _both(self) -> Iterator[Mapping[str, Any]]:
+            return
         of_unlabeled = iter(self.unlabeled)
         of_labeled = iter(self.labeled)
-        in_its_place = round(self.unlabeled.batch_size / self.labeled.batch_size)  # type: ignore[operator]
+        in_its_place = math.ceil(self.unlabeled.batch_size / self.labeled.batch_size)  # type: ignore[operator]
         for batch in of_labeled:
-            if self.labels_only():
+            if unlabeled == 0 or self.labels_only():
                 yield {"labeled": _join([batch, *islice(of_labeled, in_its_place)])}
             else:
                 yield {"labeled": batch, "unlabeled": next(of_unlabeled)}

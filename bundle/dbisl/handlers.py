@@ -62,7 +62,8 @@ class CollapseGuard:
     scans is compared with that in the labels; outside of ``min_ratio`` to ``max_ratio`` times it, the next epoch is one
     of labeled terms alone, and so on until it is back. Each time is logged as a warning. Of labels that were annotated
     in part, ``min_ratio`` is of the fraction among all voxels: who outlines some slices chooses those that show the
-    structure.
+    structure. A single class of which less than ``min_ratio`` is found is named in the log, but holds nothing: a rare
+    one may be found late, or be rarer in the scans without a label.
 
     Args:
         ramp: which is held.
@@ -76,6 +77,7 @@ class CollapseGuard:
         self.ramp = ramp
         self.min_ratio, self.max_ratio = min_ratio, max_ratio
         self._sums: torch.Tensor | float = 0.0
+        self._classes: torch.Tensor | float = 0.0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
@@ -88,11 +90,13 @@ class CollapseGuard:
         if self.ramp.has_started(engine.state.iteration):
             labeled, unlabeled = terms["foreground_labeled"], terms["foreground_unlabeled"]
             self._sums = self._sums + torch.stack([terms.get("foreground_at_least", labeled), labeled, unlabeled])
+            self._classes = self._classes + engine.state.output["classes"]
 
     def decide(self, engine: Any) -> None:
-        sums, self._sums = self._sums, 0.0
+        (sums, classes), self._sums, self._classes = (self._sums, self._classes), 0.0, 0.0
         if isinstance(sums, float):
             return
+        self._name_missing(engine, classes)
         at_least, labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
         self.ramp.held = not self.min_ratio * at_least <= unlabeled <= self.max_ratio * labeled
         if self.ramp.held:
@@ -104,6 +108,19 @@ class CollapseGuard:
                 100 * self.min_ratio,
                 100 * self.max_ratio,
             )
+
+    def _name_missing(self, engine: Engine, classes: Any) -> None:
+        in_labels, found = idist.all_reduce(classes).tolist()  # type: ignore[union-attr]
+        for index, (labeled, unlabeled) in enumerate(zip(in_labels, found, strict=True)):
+            if index > 0 and unlabeled < self.min_ratio * labeled:
+                logger.warning(
+                    "epoch %d: the unlabeled scans show %.0f%% of what the labels show of class %d (expected at least "
+                    "%.0f%%).",
+                    engine.state.epoch,
+                    100 * unlabeled / labeled,
+                    index,
+                    100 * self.min_ratio,
+                )
 
 
 class MeanTeacher:

@@ -173,9 +173,14 @@ class DBiSLLoss(nn.Module):
         return any(name not in LABELED_TERMS for name in self.weights)
 
     @property
+    def uses_pseudo_labels(self) -> bool:
+        """Whether a pseudo-supervised term has a weight; if not, no teacher is ever asked."""
+        return any(name in self.weights for name in PSEUDO_TERMS)
+
+    @property
     def needs_pseudo_labels(self) -> bool:
         """Whether a pseudo-supervised term counts now; if not, no teacher need be asked."""
-        return self.ramp > 0 and any(name in self.weights for name in PSEUDO_TERMS)
+        return self.ramp > 0 and self.uses_pseudo_labels
 
     def _factors(self, has_labeled: bool, has_unlabeled: bool) -> dict[str, float]:
         """Factor in the total of each term that counts for this batch."""

@@ -34,7 +34,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     ``loss``, and ``terms``: the loss, each of its terms, the ``ramp``, the Dice of the labeled part (NaN without any
     structure), and the fraction of foreground in the labels (of the annotated voxels, and beside it of all where that
     is less) and in what is predicted on the unlabeled scans, by the teacher while it is asked (a collapse to
-    background shows there first). They are not decollated.
+    background shows there first). With unlabeled scans ``classes`` has these fractions of each class, a row for the
+    labels (of all voxels) and one for the unlabeled scans. They are not decollated.
 
     The host never waits for a GPU: whether an iteration was finite is read while the next one is computed.
 
@@ -100,7 +101,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             loss = loss + 0 * torch.stack([answer.sum() for answer in prediction if answer is not None]).sum()
         output[Keys.LOSS] = loss.detach()
         watched = {"loss": loss.detach(), **terms}
-        output["terms"] = {**watched, **self._monitor(prediction[0].detach(), label, known, taught)}
+        output["terms"] = {**watched, **self._monitor(output, prediction[0].detach(), label, known, taught)}
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.scaler.scale(loss).backward()
@@ -166,6 +167,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     def _monitor(
         self,
+        output: dict[str, Any],
         logits: torch.Tensor,
         label: torch.Tensor,
         known: torch.Tensor | None,
@@ -181,7 +183,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 values["foreground_at_least"] = foreground / label.numel()
         if len(logits) > len(label):
             unlabeled = logits[len(label) :] if taught is None else taught[0].float()
-            values["foreground_unlabeled"] = (unlabeled[:, 1:].amax(dim=1) > unlabeled[:, 0]).float().mean()
+            fractions = _class_fractions(unlabeled.max(dim=1).indices, logits.shape[1])
+            values["foreground_unlabeled"] = fractions[1:].sum()
+            if len(label) > 0:
+                output["classes"] = torch.stack([_class_fractions(label, logits.shape[1]), fractions])
         return values
 
     def _require_finite(self, values: Mapping[str, Any], batchdata: Mapping[str, Mapping[str, Any]]) -> None:
@@ -201,6 +206,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 copied_before.synchronize()
             if not flags.all():
                 raise NotFiniteError(_not_finite(iteration, names, flags.tolist(), cases))
+
+
+def _class_fractions(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The fraction of voxels of each class."""
+    voxels = classes.flatten().long()
+    counts = torch.zeros(num_classes, device=classes.device)
+    return counts.scatter_add_(0, voxels, torch.ones_like(voxels, dtype=torch.float32)) / len(voxels)
 
 
 def _hard_dice(logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:

@@ -103,10 +103,14 @@ class KnownVoxelsd(MapTransform):
         return answer
 
 
+ANSWERS = ("fused", "segmentation", "regression")
+
+
 class FuseTasksd(MapTransform):
     """Splits what :class:`dbisl.inferers.DualTaskInferer` answers and fuses the two tasks.
 
-    ``key`` becomes the fused probabilities ``(P + P_r) / 2``. With ``maps`` the parts are added beside it:
+    ``key`` becomes the fused probabilities ``(P + P_r) / 2``, or those of one task. With ``maps`` the parts are added
+    beside it:
     ``key_segmentation`` (``P``), ``key_regression`` (``P_r``), ``key_sdm`` (``R``), each ``K x *spatial``, and
     ``key_uncertainty``, ``1 x *spatial``: the Jensen-Shannon divergence of the two tasks over ``log K``, in [0, 1].
 
@@ -116,6 +120,10 @@ class FuseTasksd(MapTransform):
         num_classes: ``K``.
         slope: of ``T_r2s``, as in training.
         maps: whether to add the parts.
+        answer: what ``key`` becomes: ``"fused"``, ``"segmentation"`` (``P``) or ``"regression"`` (``P_r``).
+
+    Raises:
+        ValueError: for another answer, and when called, for another number of channels.
     """
 
     def __init__(
@@ -124,9 +132,13 @@ class FuseTasksd(MapTransform):
         num_classes: int,
         slope: float,
         maps: bool = False,
+        answer: str = "fused",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if answer not in ANSWERS:
+            raise ValueError(f"answer must be one of {list(ANSWERS)}, got {answer!r}.")
+        self.answer = answer
         self.num_classes = num_classes
         self.sdm_to_segmentation = SDMToSegmentation(slope)
         self.maps = maps
@@ -143,7 +155,7 @@ class FuseTasksd(MapTransform):
             sdm = both[self.num_classes :] if both.shape[0] > self.num_classes else None
             p_r = p if sdm is None else self.sdm_to_segmentation(sdm[None])[0]
             fused = (p + p_r) / 2
-            answer[key] = fused
+            answer[key] = {"fused": fused, "segmentation": p, "regression": p_r}[self.answer]
             if self.maps:
                 own = (normalised_entropy(p[None]) + normalised_entropy(p_r[None])) / 2
                 answer[f"{key}_segmentation"], answer[f"{key}_regression"] = p, p_r

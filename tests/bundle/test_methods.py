@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
 from dbisl.losses import CONSISTENCY_TERMS, LABELED_TERMS, PSEUDO_TERMS, TERMS
-from dbisl.networks import DualTaskVNet, VNet
+from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 
 METHODS = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "methods"
 BOTH_TASKS = {"segmentation", "regression"}
@@ -37,21 +38,22 @@ EXPECTED: dict[str, tuple[set[str], bool, bool, bool]] = {
 }
 
 
+# Of which answer the scores are; of the methods that train the regression's segmentation, the fused one.
+OF_SEGMENTATION = {"supervised", "supervised_averaged", "mean_teacher", "dual_task", "dtc"}
+
+
 def test_every_method_is_expected() -> None:
     assert {path.stem for path in METHODS.glob("*.yaml")} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("method", EXPECTED)
-def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
-    terms, asks_teacher, serves_teacher, pastes = EXPECTED[method]
-    workflow = ConfigWorkflow(
-        config_file=[str(root / "bundle" / "configs" / "train.json"), str(METHODS / f"{method}.yaml")],
+def prepare(root: Path, demo_data: Path, tmp_path: Path, *files: Path, **options: Any) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(root / "bundle" / "configs" / "train.json"), *(str(file) for file in files)],
         workflow_type="train",
         bundle_root=str(root / "bundle"),
         logging_file=False,
         **{"dataset_dir": str(demo_data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "device": "cpu"},
         **{
-            "network_def#features": 4,
             "epochs": 1,
             "iterations_per_epoch": 1,
             "warm_up": 0,
@@ -59,8 +61,15 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
             "ramp_up": 0,
         },
         # Without validation: it would ask the teacher too, as the network that is served.
-        **{"validate#dataset#data": [], "num_workers": 0, "patch_size": [16, 16, 16], "amp": False},
+        **{"validate#dataset#data": [], "num_workers": 0, "patch_size": [16, 16, 16], "amp": False, **options},
     )
+
+
+@pytest.mark.parametrize("method", EXPECTED)
+def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
+    terms, asks_teacher, serves_teacher, pastes = EXPECTED[method]
+    small = {"network_def#features": 4}
+    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", **small)
     workflow.initialize()
     parser = workflow.parser
     trainer, network = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("network")
@@ -72,7 +81,40 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
     assert bool(taught) == asks_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
     assert (parser.get_parsed_content("served_network") is not network) == serves_teacher
     assert (asks_teacher and trainer.copy_paste.prob > 0) == pastes
-    assert isinstance(network, VNet if terms <= {"segmentation", "pseudo_segmentation"} else DualTaskVNet)
+    assert isinstance(network, DualTaskVNet)
+    assert parser.get_parsed_content("answer") == ("segmentation" if method in OF_SEGMENTATION else "fused")
+    assert network.dual != (terms <= {"segmentation", "pseudo_segmentation"})
     served = torch.load(tmp_path / "model_final.pt", weights_only=True)
     expected = parser.get_parsed_content("served_network").state_dict()
     assert all(torch.equal(served[name], expected[name]) for name in expected)
+
+
+def test_patches_are_as_many_without_unlabeled_scans(root: Path, demo_data: Path, tmp_path: Path) -> None:
+    for method in ("supervised", "dual_task", "dbisl"):
+        options = {"network_def#features": 4, "unlabeled#dataset#data": []}
+        workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", **options)
+        workflow.initialize()
+        workflow.run()
+        assert len(workflow.parser.get_parsed_content("train#trainer").state.output["label"]) == 4
+
+
+def test_teacher_learns_although_the_student_is_served(root: Path, demo_data: Path, tmp_path: Path) -> None:
+    workflow = prepare(root, demo_data, tmp_path, **{"network_def#features": 4, "served_network": "@network"})
+    workflow.initialize()
+    teacher = workflow.parser.get_parsed_content("train#trainer").teacher
+    before = [parameter.clone() for parameter in teacher.parameters()]
+    workflow.run()
+    assert not any(torch.equal(old, new) for old, new in zip(before, teacher.parameters(), strict=True))
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(checkpoint["teacher"][name], value) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "dbisl"])
+def test_other_backbone_trains_by_the_same_files(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
+    files = [METHODS.parent / "backbones" / "segresnet.yaml", METHODS / f"{method}.yaml"]
+    workflow = prepare(root, demo_data, tmp_path, *files, **{"network_def#init_filters": 8})
+    workflow.initialize()
+    network = workflow.parser.get_parsed_content("network")
+    assert isinstance(network, DualTaskSegResNet) and network.dual == (method == "dbisl")
+    workflow.run()
+    assert set(workflow.parser.get_parsed_content("train#trainer").state.output["terms"]) >= EXPECTED[method][0]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from scripts.benchmark import CellError, benchmark, case_means, foreground_found, paired_difference
+from scripts.benchmark import CellError, benchmark, case_means, foreground_found, paired_difference, run_bundle
 from scripts.make_demo_data import make_demo_data
 
 TINY = {"network_def#features": 4, "epochs": 2, "iterations_per_epoch": 1, "val_interval": 2}
@@ -43,7 +43,7 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run()
+    run(methods=["supervised", "dbisl", "dbisl"], labels=[2, 2])
     out = tmp_path / "out"
     with (out / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -54,7 +54,7 @@ def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys
     assert {row["case"] for row in rows} == {"val_00", "val_01"}
     table = (out / "table.md").read_text()
     assert "2 validation scans; the last checkpoint" in table and "TEST" not in table
-    assert "| 2 | supervised | 1 |" in table and "| 2 | dbisl | 1 |" in table
+    assert "| 2 | supervised | segmentation | 1 |" in table and "| 2 | dbisl | fused | 1 |" in table
     assert (out / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
 
     # As if one cell had been killed after its last epoch; the other must be left alone.
@@ -75,6 +75,33 @@ def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys
     run(overrides={**TINY, "learning_rate": 0.1}, report_only=True)
     assert (out / "table.md").read_text() == table
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
+
+
+def test_best_checkpoint_and_the_last_look_at_test_scans(data: Path, run: Run, tmp_path: Path) -> None:
+    run(methods="supervised", checkpoint="best", evaluate_on_test_scans=str(data / "unseen"))
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
+    assert "3 TEST scans; the checkpoint that is best on the validation scans" in table
+    with (out / "results.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"unseen_00", "unseen_01", "unseen_02"}
+    assert not list(out.rglob("validation-*"))
+
+
+def test_stopped_training_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out" / "cells" / "supervised-2-0"
+
+    def killed(run_id: str, files: Any, options: Any, *arguments: Any) -> None:
+        run_bundle(run_id, files, {**options, "epochs": 1}, *arguments)
+        (folder / "model_final.pt").unlink()
+        raise CellError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.benchmark.run_bundle", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            run(methods="supervised")
+    run(methods="supervised")
+    assert "after epoch 1 of 2" in (folder / "training.log").read_text()
+    assert (folder / "validation-last" / "cases.csv").is_file()
 
 
 def test_stopped_it_leaves_no_training_behind(data: Path, root: Path, tmp_path: Path) -> None:
@@ -100,6 +127,21 @@ def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None
     message = str(caught.value)
     assert message.startswith("supervised-2-0 failed: training ended with code 1") and "learning_rat" in message
     assert not (tmp_path / "out" / "results.csv").exists()
+    run(methods="supervised")  # what never began is no answer to another question
+
+
+def test_gpus_are_those_that_the_caller_may_see(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def record(*arguments: Any) -> None:
+        seen.append(arguments[-1]["CUDA_VISIBLE_DEVICES"])
+        raise CellError("seen")
+
+    monkeypatch.setattr("scripts.benchmark.run_bundle", record)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-a")
+    with pytest.raises(SystemExit, match="seen"):
+        run(jobs=None)
+    assert set(seen) <= {"3", "MIG-a"} and len(seen) == 2
 
 
 def test_threads_are_shared_unless_their_number_is_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +167,11 @@ def test_threads_are_shared_unless_their_number_is_given(run: Run, monkeypatch: 
     [
         ({"methods": ["magic"]}, r"methods has \['magic'\]: expected some of"),
         ({"checkpoint": "first"}, "checkpoint is 'first': expected one of"),
+        ({"labels": [2, 4]}, "labels has 4: expected at most 3, the labeled scans of .*data"),
+        (
+            {"methods": ["dbisl", "dtc"], "overrides": {"loss_weights#regression": 0.3}},
+            r"overrides has loss_weights#regression: expected a key that .*dtc\.yaml does not set \(loss_weights\)",
+        ),
     ],
 )
 def test_unknown_choices(run: Run, options: dict[str, Any], message: str) -> None:
@@ -132,9 +179,14 @@ def test_unknown_choices(run: Run, options: dict[str, Any], message: str) -> Non
         run(**options)
 
 
-def test_test_scans_must_be_others(run: Run, data: Path) -> None:
+def test_test_scans_must_be_others(run: Run, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="are training or validation scans too: expected others"):
         run(evaluate_on_test_scans=str(data))
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(data / folder / "val_00.nii.gz", tmp_path / folder / "renamed.nii.gz")
+    with pytest.raises(SystemExit, match=r"renamed\.nii\.gz are training or validation scans too"):
+        run(evaluate_on_test_scans=str(tmp_path))
 
 
 def test_interval_is_that_of_a_bootstrap_over_cases() -> None:
