@@ -25,7 +25,7 @@ def test_weights_are_a_plain_state_dict_of_the_default_network(root: Path) -> No
 
 @pytest.mark.realdata
 def test_weights_reach_the_dice_of_the_metadata(root: Path, shared_data: Path, tmp_path: Path, run_bundle: Run) -> None:
-    """On the first scans of the validation list, for the test's time; all 50 gave the metadata's figure."""
+    """On the first scans of the validation list, for the test's time; they gave 0.8655, all 50 the metadata's 0.866."""
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("images", "labels", "train.list"):
@@ -40,5 +40,6 @@ def test_weights_reach_the_dice_of_the_metadata(root: Path, shared_data: Path, t
         rows = list(csv.DictReader(file))
     chosen = {"task": "fused", "class_name": "mean", "metric": "dice"}
     (dice,) = [float(row["mean"]) for row in rows if chosen.items() <= row.items()]
+    assert dice == pytest.approx(0.8655, abs=0.002)  # bfloat16 rounds otherwise on other processors
     metadata = json.loads((root / "bundle" / "configs" / "metadata.json").read_text())
-    assert dice == pytest.approx(metadata["eval_metrics"]["mean_dice"], abs=0.02)
+    assert metadata["eval_metrics"]["mean_dice"] == pytest.approx(dice, abs=0.002)
