@@ -60,7 +60,7 @@ def benchmark(
     network.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
     prepare = config.get_parsed_content("validate#preprocessing")
     inferer = config.get_parsed_content("validate#inferer")
-    fuse = FuseTasksd("pred", num_classes=classes, slope=config["sdm_slope"], maps=True)
+    fuse = FuseTasksd("pred", num_classes=classes, maps=True)
 
     scans = []
     for case in find_cases(dataset_dir).validation:

@@ -15,7 +15,7 @@ from dbisl.networks import DualTaskVNet
 
 
 def make_inferer(size: int = 16, **options: object) -> DualTaskInferer:
-    return DualTaskInferer(roi_size=(size,) * 3, sw_batch_size=2, overlap=0.5, mode="gaussian", **options)
+    return DualTaskInferer(roi_size=(size,) * 3, sw_batch_size=2, overlap=0.5, mode="gaussian", slope=5.0, **options)
 
 
 def test_one_window_is_the_networks_own_answer() -> None:
@@ -25,7 +25,7 @@ def test_one_window_is_the_networks_own_answer() -> None:
     with torch.no_grad():
         logits, sdm = network(image)
         answer = make_inferer()(image, network)
-    torch.testing.assert_close(answer, torch.cat([logits.softmax(1), sdm], dim=1))
+    torch.testing.assert_close(answer, torch.cat([logits.softmax(1), (5 * sdm).softmax(1), sdm], dim=1))
 
 
 def test_any_size_and_both_tasks_are_stitched() -> None:
@@ -37,7 +37,8 @@ def test_any_size_and_both_tasks_are_stitched() -> None:
         image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(1))
         answer = make_inferer()(image, network)
         logits = torch.cat([-image, image], dim=1)
-        torch.testing.assert_close(answer, torch.cat([logits.softmax(1), logits.tanh()], dim=1))
+        sdm = logits.tanh()
+        torch.testing.assert_close(answer, torch.cat([logits.softmax(1), (5 * sdm).softmax(1), sdm], dim=1))
 
 
 def test_single_task_network_answers_with_probabilities_alone() -> None:
@@ -46,6 +47,17 @@ def test_single_task_network_answers_with_probabilities_alone() -> None:
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(make_inferer()(image, network), network(image).softmax(1))
+
+
+def test_both_answers_fused_are_what_the_fused_network_gives() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(out_channels=3, features=4, levels=3).eval()
+    fused = DualTaskVNet(out_channels=3, features=4, levels=3, fused_slope=5.0).eval()
+    fused.load_state_dict(network.state_dict())
+    image = torch.randn(1, 1, 21, 30, 24)
+    with torch.no_grad():
+        p, p_r, _ = make_inferer()(image, network).chunk(3, dim=1)
+        torch.testing.assert_close(make_inferer(fused=True)(image, fused), (p + p_r) / 2)
 
 
 def test_bfloat16_on_the_cpu_is_close_and_answers_in_float32() -> None:
@@ -69,7 +81,7 @@ def starts(size: tuple[int, ...], window: int, overlap: float) -> list[set[int]]
                 seen[axis].add(int(start))
         return windows
 
-    inferer = DualTaskInferer(roi_size=window, sw_batch_size=3, overlap=overlap)
+    inferer = EvenWindowInferer(roi_size=window, sw_batch_size=3, overlap=overlap)
     inferer(torch.stack(axes)[None], network)
     return seen
 
@@ -97,7 +109,7 @@ def test_even_windows_are_no_more_than_monais() -> None:
             windows[name] += len(patch)  # noqa: B023 - called before the next turn
             return patch
 
-        DualTaskInferer(roi_size=16, overlap=overlap)(image, network, "even")
+        EvenWindowInferer(roi_size=16, overlap=overlap)(image, network, "even")
         sliding_window_inference(image, 16, 1, network, overlap, name="monai")
         assert windows["even"] == windows["monai"]
 
@@ -116,7 +128,7 @@ def test_equals_a_plain_loop() -> None:
     torch.manual_seed(0)
     network = DualTaskVNet(spatial_dims=2, in_channels=2, out_channels=3, features=4, levels=3).eval()
     image = torch.randn(2, 2, 21, 27)
-    total, weights = torch.zeros(2, 6, 21, 27), torch.zeros(21, 27)
+    total, weights = torch.zeros(2, 9, 21, 27), torch.zeros(21, 27)
     bell = torch.exp(-((torch.arange(16) - 7.5) ** 2) / (2 * (0.125 * 16) ** 2))
     weight = torch.outer(bell, bell).clamp_min(1e-3)
     with torch.no_grad():
@@ -124,9 +136,9 @@ def test_equals_a_plain_loop() -> None:
             for column in (0, 6, 11):
                 place = (..., slice(row, row + 16), slice(column, column + 16))
                 logits, sdm = network(image[place])
-                total[place] += weight * torch.cat([logits.softmax(1), sdm], dim=1)
+                total[place] += weight * torch.cat([logits.softmax(1), (5 * sdm).softmax(1), sdm], dim=1)
                 weights[place] += weight
-        inferer = DualTaskInferer(roi_size=(16, 16), sw_batch_size=5, overlap=[0.75, 0.6], mode="gaussian")
+        inferer = DualTaskInferer(roi_size=(16, 16), sw_batch_size=5, overlap=[0.75, 0.6], mode="gaussian", slope=5.0)
         torch.testing.assert_close(inferer(image, network), total / weights)
 
 
@@ -138,7 +150,7 @@ def test_invertd_takes_the_answer_back_to_the_scans_grid() -> None:
     with torch.no_grad():
         pred = make_inferer()(scan["image"][None], network)
     invert = Invertd(keys="pred", orig_keys="image", transform=preprocessing)
-    assert invert({"image": scan["image"], "pred": pred[0]})["pred"].shape == (4, 21, 34, 40)
+    assert invert({"image": scan["image"], "pred": pred[0]})["pred"].shape == (6, 21, 34, 40)
 
 
 def test_the_inferer_keeps_no_trace_of_an_image() -> None:
@@ -149,7 +161,7 @@ def test_the_inferer_keeps_no_trace_of_an_image() -> None:
 
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ValueError, match="overlap must be >= 0 and < 1"):
-        DualTaskInferer(roi_size=16, overlap=1.0)(torch.zeros(1, 1, 20, 20), lambda windows: windows)
+        EvenWindowInferer(roi_size=16, overlap=1.0)(torch.zeros(1, 1, 20, 20), lambda windows: windows)
 
 
 def test_flips_are_averaged_over_every_combination_of_the_axes() -> None:

@@ -98,10 +98,8 @@ def test_fused_answer_and_maps() -> None:
     p = torch.randn(2, 4, 5, 6).softmax(0)
     sdm = torch.rand(2, 4, 5, 6) * 2 - 1
     affine = torch.diag(torch.tensor([0.5, 0.5, 2.0, 1.0]))
-    answer = FuseTasksd("pred", num_classes=2, slope=3.0, maps=True)(
-        {"pred": MetaTensor(torch.cat([p, sdm]), affine=affine)}
-    )
     p_r = torch.softmax(3 * sdm, 0)
+    answer = FuseTasksd("pred", num_classes=2, maps=True)({"pred": MetaTensor(torch.cat([p, p_r, sdm]), affine=affine)})
     fused = (p + p_r) / 2
     plain = {key: value.as_tensor() for key, value in answer.items()}
     torch.testing.assert_close(plain["pred"], fused)
@@ -115,25 +113,33 @@ def test_fused_answer_and_maps() -> None:
 
 
 def test_tasks_that_agree_are_certain_and_opposites_are_not() -> None:
-    sdm = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
-    transform = FuseTasksd("pred", num_classes=2, slope=20.0, maps=True)
-    agree = transform({"pred": torch.cat([torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), sdm])})
-    differ = transform({"pred": torch.cat([torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), sdm])})
+    p_r, sdm = (torch.tensor([low, 1.0]).view(2, 1, 1, 1) for low in (0.0, -1.0))
+    transform = FuseTasksd("pred", num_classes=2, maps=True)
+    agree = transform({"pred": torch.cat([p_r, p_r, sdm])})
+    differ = transform({"pred": torch.cat([1 - p_r, p_r, sdm])})
     assert float(agree["pred_uncertainty"]) == pytest.approx(0, abs=1e-6)
     assert float(differ["pred_uncertainty"]) == pytest.approx(1, abs=1e-6)
 
 
 def test_answer_of_one_task_passes() -> None:
     p = torch.rand(3, 4, 4).softmax(0)
-    answer = FuseTasksd("pred", num_classes=3, slope=3.0, maps=True)({"pred": p})
+    answer = FuseTasksd("pred", num_classes=3, maps=True)({"pred": p})
     torch.testing.assert_close(answer["pred"], p)
-    assert "pred_sdm" not in answer
-    assert answer["pred_uncertainty"].abs().max() < 1e-6
+    assert "pred_sdm" not in answer and "pred_uncertainty" not in answer
+
+
+@pytest.mark.parametrize(("name", "channel"), [("fused", 0.4), ("segmentation", 0.2), ("regression", 0.6)])
+def test_answer_may_be_that_of_one_task(name: str, channel: float) -> None:
+    stacked = torch.tensor([0.2, 0.8, 0.6, 0.4, -1.0, 1.0]).view(6, 1, 1)
+    answer = FuseTasksd("pred", num_classes=2, answer=name)({"pred": stacked})
+    torch.testing.assert_close(answer["pred"].flatten(), torch.tensor([channel, 1 - channel]))
+    with pytest.raises(ValueError, match=r"answer must be one of .*, got 'both'"):
+        FuseTasksd("pred", num_classes=2, answer="both")
 
 
 def test_wrong_number_of_channels_is_named() -> None:
-    with pytest.raises(ValueError, match=r"pred has 5 channels; expected 3 \(one task\) or twice as many"):
-        FuseTasksd("pred", num_classes=3, slope=3.0)({"pred": torch.zeros(5, 2, 2)})
+    with pytest.raises(ValueError, match=r"pred has 5 channels; expected 3 \(one task\) or three times as many"):
+        FuseTasksd("pred", num_classes=3)({"pred": torch.zeros(5, 2, 2)})
 
 
 def test_only_the_largest_component_of_the_named_classes_is_kept() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +17,18 @@ import torch
 from monai.data import Dataset, FolderLayoutBase, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform, SaveImage
+from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
-from dbisl.cases import EXTENSIONS, MAX_REPORTED, InputError, check_image
+from dbisl.cases import EXTENSIONS, MAX_REPORTED, InputError, case_name, option_problems
+from dbisl.scans import check_image
 
 logger = logging.getLogger(__name__)
 
 SEGMENTED, FAILED, SKIPPED = "segmented", "failed", "skipped"
+COLUMNS = ("case", "status", "seconds", "uncertainty", "reason")
+ML = " (ml)"
+"""What follows the name of a class in the column of its volumes, which come after the seconds."""
 
 
 @dataclass
@@ -33,7 +39,7 @@ class ScanResult:
         case: path of the scan.
         status: ``segmented``, ``failed`` or ``skipped`` (its segmentation was there).
         reason: why it failed, in one sentence.
-        seconds: from opening the scan to its segmentation on disk.
+        seconds: from opening the scan to its segmentation on disk; None where no run has measured it.
         volumes_ml: millilitres of each class but the background, by name.
         uncertainty: entropy (over ``log K``) summed over all voxels, over the number of foreground voxels: about the
             part of the structures that could be wrong. None where nothing was found.
@@ -42,13 +48,15 @@ class ScanResult:
     case: str
     status: str
     reason: str = ""
-    seconds: float = 0.0
+    seconds: float | None = None
     volumes_ml: dict[str, float] = field(default_factory=dict)
     uncertainty: float | None = None
 
 
 class ArchiveReport:
-    """Collects a result a scan and writes them to ``report.csv`` after each, whole or not at all.
+    """The measures of the scans in an ``output_dir``: its ``report.csv``, written after each scan, whole or not at all.
+
+    Rows of earlier runs stay, but for scans that this run has, and for failures that are no more.
 
     Args:
         output_dir: of the CSV file; made when it is missing.
@@ -57,48 +65,62 @@ class ArchiveReport:
 
     def __init__(self, output_dir: str, class_names: Sequence[str]) -> None:
         self.path = Path(output_dir) / "report.csv"
-        self.class_names = list(class_names)
+        self.structures = list(class_names)[1:]
         self.results: list[ScanResult] = []
+        self.earlier: dict[str, ScanResult] = {}
 
-    def read(self) -> dict[str, ScanResult]:
-        """What an earlier run measured of the scans that it segmented, now skipped, by case."""
+    def read(self) -> None:
+        """Fill ``earlier``: what earlier runs wrote, by case.
+
+        Raises:
+            InputError: when ``report.csv`` is no report.
+        """
         if not self.path.is_file():
-            return {}
-        names = self.class_names[1:]
-        with self.path.open(newline="") as file:
-            return {
-                row["case"]: ScanResult(
-                    row["case"],
-                    SKIPPED,
-                    seconds=float(row["seconds"] or 0),
-                    volumes_ml={name: float(row[f"{name} (ml)"]) for name in names if row.get(f"{name} (ml)")},
-                    uncertainty=float(row["uncertainty"]) if row["uncertainty"] else None,
+            return
+        with self.path.open(newline="", errors="replace") as file:
+            rows = csv.DictReader(file)
+            columns = list(rows.fieldnames or ())
+            if not set(COLUMNS).issubset(columns):
+                raise InputError(
+                    f"{self.path} has the columns {columns}: expected {list(COLUMNS)} or another output_dir."
                 )
-                for row in csv.DictReader(file)
-                if row["status"] in (SEGMENTED, SKIPPED)
-            }
+            for row in rows:
+                if row["status"] == FAILED and not os.path.exists(row["case"]):
+                    continue
+                self.earlier[row["case"]] = ScanResult(
+                    row["case"],
+                    row["status"],
+                    row["reason"],
+                    float(row["seconds"]) if row["seconds"] else None,
+                    {name.removesuffix(ML): float(row[name]) for name in columns if name.endswith(ML) and row[name]},
+                    float(row["uncertainty"]) if row["uncertainty"] else None,
+                )
 
     def add(self, result: ScanResult) -> None:
+        """Note what became of a scan, in the log and on disk."""
         self.results.append(result)
         if result.status == FAILED:
             logger.warning(result.reason)
+        elif result.status == SEGMENTED:
+            logger.info("%s segmented in %.1f s", result.case, result.seconds)
         self.write()
 
     def write(self) -> None:
         """Write all results, whole or not at all."""
-        columns = ["case", "status", "seconds", *(f"{name} (ml)" for name in self.class_names[1:])]
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        results = (self.earlier | {result.case: result for result in self.results}).values()
+        structures = dict.fromkeys([*self.structures, *(name for one in results for name in one.volumes_ml)])
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*columns, "uncertainty", "reason"])
-            for one in self.results:
-                volumes = [
-                    f"{one.volumes_ml[name]:.3f}" if name in one.volumes_ml else "" for name in self.class_names[1:]
-                ]
-                uncertainty = "" if one.uncertainty is None else f"{one.uncertainty:.4f}"
-                seconds = f"{one.seconds:.1f}" if one.seconds else ""
-                writer.writerow([one.case, one.status, seconds, *volumes, uncertainty, one.reason])
+            volumes = [f"{name}{ML}" for name in structures]
+            writer = csv.DictWriter(file, [*COLUMNS[:3], *volumes, *COLUMNS[3:]])
+            writer.writeheader()
+            for one in results:
+                row = {"case": one.case, "status": one.status, "reason": one.reason}
+                row |= {f"{name}{ML}": f"{volume:.3f}" for name, volume in one.volumes_ml.items()}
+                row["seconds"] = "" if one.seconds is None else f"{one.seconds:.1f}"
+                row["uncertainty"] = "" if one.uncertainty is None else f"{one.uncertainty:.4f}"
+                writer.writerow(row)
         os.replace(temporary, self.path)
 
     def finish(self) -> None:
@@ -181,16 +203,40 @@ class ArchiveEvaluator(SupervisedEvaluator):
     def _measure(self, case: str, output: Mapping[str, torch.Tensor]) -> ScanResult:
         classes = output[Keys.PRED]
         voxel_ml = float(torch.det(classes.affine[:3, :3]).abs()) / 1000 if isinstance(classes, MetaTensor) else 0.0
-        names = self.report.class_names
-        counts = torch.bincount(classes.flatten().int(), minlength=len(names))
-        volumes = {name: float(count) * voxel_ml for name, count in zip(names[1:], counts[1:], strict=True)}
+        names = self.report.structures
+        counts = torch.bincount(classes.flatten().int(), minlength=len(names) + 1)
+        volumes = {name: float(count) * voxel_ml for name, count in zip(names, counts[1:], strict=True)}
         found = int(counts[1:].sum())
         uncertainty = float(output["pred_entropy"].sum(dtype=torch.float64)) / found if found else None
         return ScanResult(case, SEGMENTED, volumes_ml=volumes, uncertainty=uncertainty)
 
 
 class WholeNibabelWriter(NibabelWriter):
-    """MONAI's writer of NIfTI files, under a temporary name first: a file is there whole or not at all."""
+    """MONAI's writer of NIfTI files, for files that lie over their scan in every viewer.
+
+    A file is there whole or not at all: it is written under a temporary name first. Its axes are those of the scan,
+    also where one has the size 1, and its unit is the millimetre.
+    """
+
+    @classmethod
+    def convert_to_channel_last(
+        cls,
+        data: Any,
+        channel_dim: int | Sequence[int] | None = 0,
+        squeeze_end_dims: bool = True,
+        spatial_ndim: int | None = 3,
+        contiguous: bool = False,
+    ) -> Any:
+        """As MONAI's, but ``squeeze_end_dims`` drops a single channel alone, no spatial axis of size 1 before it."""
+        data = super().convert_to_channel_last(data, channel_dim, False, spatial_ndim, contiguous)
+        return data[..., 0] if squeeze_end_dims and data.shape[-1] == 1 else data
+
+    @classmethod
+    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
+        """As MONAI's, with the unit."""
+        image = super().create_backend_obj(*args, **kwargs)
+        image.header.set_xyzt_units("mm")
+        return image
 
     def write(self, filename: Any, verbose: bool = False, **options: Any) -> None:
         path = Path(filename)
@@ -205,40 +251,67 @@ class WholeNibabelWriter(NibabelWriter):
 class ScanLayout(FolderLayoutBase):
     """Where the images made of a scan go: ``output_dir/NAME_POSTFIX.nii.gz``.
 
-    MONAI's ``FolderLayout`` takes whatever follows the last dot for an extension; the name of a DICOM series may be a
-    UID, which is full of dots.
+    ``NAME`` is that of the scan's file or folder; of one deeper in ``dataset_dir`` it has the names of the folders
+    between, as in ``patient_study_series``. MONAI's ``FolderLayout`` would take whatever follows the last dot for an
+    extension; the name of a DICOM series may be a UID, which is full of dots.
 
     Args:
         output_dir: made when a file is to go there.
         postfix: what the name ends in; "" for the scan's own name.
         separate_folder: whether each scan has a folder of its name.
+        dataset_dir: what the scans were found in, as of :func:`dbisl.scans.find_images`.
     """
 
-    def __init__(self, output_dir: str, postfix: str, separate_folder: bool = False) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        postfix: str,
+        separate_folder: bool = False,
+        dataset_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.postfix = postfix
         self.separate_folder = separate_folder
+        listed = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else dataset_dir
+        self.roots = [os.path.abspath(Path(root).expanduser()) for root in listed]
+
+    def path(self, subject: str, postfix: str | None = None) -> Path:
+        """Path of what is made of the scan at the path ``subject``, by another postfix if one is given."""
+        name = self._name(Path(os.path.abspath(subject)))
+        postfix = self.postfix if postfix is None else postfix
+        folder = self.output_dir / name if self.separate_folder else self.output_dir
+        return folder / f"{name}{f'_{postfix}' if postfix else ''}{EXTENSIONS[0]}"
 
     def filename(self, subject: Any = "subject", idx: Any = None, **kwargs: Any) -> str:
-        """Path for the scan ``subject`` (its path); its folder is made."""
-        name = _scan_name(str(subject))
-        folder = self.output_dir / name if self.separate_folder else self.output_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder / f"{name}{f'_{self.postfix}' if self.postfix else ''}{EXTENSIONS[0]}")
+        """:meth:`path` for MONAI's ``SaveImage``; its folder is made."""
+        path = self.path(str(subject))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def with_postfix(self, postfix: str) -> ScanLayout:
+        """The layout of another image of the same scans."""
+        return ScanLayout(str(self.output_dir), postfix, self.separate_folder, self.roots)
+
+    def _name(self, scan: Path) -> str:
+        for root in self.roots:
+            between = scan.relative_to(root).parts[:-1] if scan.is_relative_to(root) else ()
+            if between:
+                return "_".join([*between, case_name(scan)])
+        return case_name(scan)
 
 
 class SaveMapsd(MapTransform):
     """Writes maps of a segmented scan beside its segmentation, float32, each ``NAME_MAP.nii.gz``.
 
     Args:
-        maps: of ``probability`` (``pred``), ``sdm`` (``pred_sdm``; not there when the network has one task),
-            ``entropy`` (``pred_entropy``) and ``disagreement`` (``pred_uncertainty``), the keys that
-            :class:`dbisl.transforms.FuseTasksd` and :class:`dbisl.transforms.Entropyd` fill.
-        output_dir: as of :class:`ScanLayout`.
-        separate_folder: as of :class:`ScanLayout`.
+        maps: of ``probability`` (``pred``), ``entropy`` (``pred_entropy``), ``sdm`` (``pred_sdm``) and ``disagreement``
+            (``pred_uncertainty``), the keys that :class:`dbisl.transforms.FuseTasksd` and
+            :class:`dbisl.transforms.Entropyd` fill. A network that gives one answer has neither of the last two.
+        layout: of the segmentation.
 
     Raises:
-        InputError: for a map of another name.
+        InputError: for a map of another name, or none.
+        ValueError: when called for a map that the network does not give.
     """
 
     KEYS: ClassVar[dict[str, str]] = {
@@ -248,16 +321,16 @@ class SaveMapsd(MapTransform):
         "disagreement": "pred_uncertainty",
     }
 
-    def __init__(self, maps: Sequence[str], output_dir: str, separate_folder: bool = False) -> None:
-        unknown = sorted(set(maps) - set(self.KEYS))
-        if unknown:
-            raise InputError(f"maps has {unknown}: expected some of {list(self.KEYS)}.")
-        super().__init__([self.KEYS[name] for name in maps], allow_missing_keys=True)
+    def __init__(self, maps: Sequence[str], layout: ScanLayout) -> None:
+        named = isinstance(maps, (list, tuple)) and len(maps) > 0
+        if not named or set(maps) - set(self.KEYS):
+            raise InputError(f"maps is {maps!r}: expected a list of some of {list(self.KEYS)}.")
+        super().__init__([self.KEYS[name] for name in maps])
         self.savers = {
             self.KEYS[name]: SaveImage(
                 output_dtype=np.float32,
                 resample=False,
-                folder_layout=ScanLayout(output_dir, name, separate_folder),
+                folder_layout=layout.with_postfix(name),
                 output_ext=EXTENSIONS[0],
                 writer=WholeNibabelWriter,
                 print_log=False,
@@ -266,59 +339,111 @@ class SaveMapsd(MapTransform):
         }
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(dict(data)):
-            self.savers[key](data[key])
+        missing = [name for name, key in self.KEYS.items() if key in self.savers and key not in data]
+        if missing:
+            given = [name for name, key in self.KEYS.items() if key in data]
+            raise ValueError(f"maps has {missing}, but a network with one answer gives only {given}.")
+        for key, save in self.savers.items():
+            save(data[key])
         return dict(data)
 
 
 def unfinished(
-    cases: Sequence[dict[str, str]], report: ArchiveReport, layout: ScanLayout, skip_existing: bool
+    cases: Sequence[dict[str, str]],
+    report: ArchiveReport,
+    layout: ScanLayout,
+    skip_existing: bool,
+    maps: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """The scans whose segmentation is still to be made; the others go into the report as they were measured.
+    """The scans that are still to be segmented; the others go into the report as they were measured.
 
-    A file that is the segmentation of another scan in the list is no scan.
+    A file that was made of another scan in the list is no scan.
 
     Args:
-        cases: from :func:`dbisl.cases.find_images`.
+        cases: from :func:`dbisl.scans.find_images`.
         report: of this run.
-        layout: of the output files.
-        skip_existing: False: all of them, over what an earlier run has written.
+        layout: of the segmentations.
+        skip_existing: whether a scan is left out whose segmentation and ``maps`` are there. False: all scans, over
+            what an earlier run has written.
+        maps: that are to lie beside each segmentation, by the names that :class:`SaveMapsd` knows.
 
     Raises:
-        InputError: when a scan would be overwritten, or two scans would have the same output file.
+        InputError: when ``output_dir`` cannot be written to, a scan would be overwritten, two scans would have the same
+            output file, or one would overwrite what by ``report.csv`` was not made of it.
     """
-    inputs = {os.path.realpath(case["case"]) for case in cases}
-    outputs = {case["case"]: layout.filename(case["case"]) for case in cases}
-    made = {os.path.realpath(path) for path in outputs.values()} & inputs
-    scans: dict[str, str] = {}
+    _require_writable(layout.output_dir)
+    report.read()
+    scans = [case["case"] for case in cases]
+    made = {os.path.realpath(layout.path(scan, name)) for scan in scans for name in (layout.postfix, *SaveMapsd.KEYS)}
+    overwritten = [scan for scan in scans if os.path.realpath(layout.path(scan)) == os.path.realpath(scan)]
+    if overwritten:
+        raise InputError(
+            f"{overwritten[0]} would be overwritten by its segmentation: expected another output_dir or postfix."
+        )
+    scans = [scan for scan in scans if os.path.realpath(scan) not in made]
+
+    owners = {layout.path(one.case): one.case for one in report.earlier.values() if one.status in (SEGMENTED, SKIPPED)}
+    planned: dict[Path, str] = {}
     left = []
-    measured = report.read() if skip_existing else {}
-    for case, path in outputs.items():
-        if os.path.realpath(path) == os.path.realpath(case):
+    for scan in scans:
+        path = layout.path(scan)
+        if path in planned:
             raise InputError(
-                f"{case} would be overwritten by its segmentation: expected another output_dir or postfix."
+                f"{planned[path]} and {scan} would both be written to {path}: expected different names, or one run "
+                "each with an output_dir of its own."
             )
-        if os.path.realpath(case) in made:
-            continue
-        if path in scans:
+        planned[path] = scan
+        present = path.is_file()
+        if present and owners.get(path, scan if skip_existing else None) != scan:
             raise InputError(
-                f"{scans[path]} and {case} would both be written to {path}: expected different names, or one run each "
-                "with an output_dir of its own."
+                f"{path} is there, and by {report.path} was not made of {scan}: expected another output_dir or "
+                "output_postfix, or that you remove it."
             )
-        scans[path] = case
-        if skip_existing and os.path.isfile(path):
-            report.results.append(measured.get(case, ScanResult(case, SKIPPED)))
+        if skip_existing and present and all(layout.path(scan, name).is_file() for name in maps):
+            report.results.append(replace(report.earlier.get(scan, ScanResult(scan, SKIPPED)), status=SKIPPED))
         else:
-            left.append({"image": case, "case": case})
+            left.append({"image": scan, "case": scan})
     return left
 
 
-def _scan_name(case: str) -> str:
-    """Name of a scan without its folder and extension."""
-    name = Path(case).name
-    for extension in EXTENSIONS:
-        name = name.removesuffix(extension)
-    return name
+def check_options(
+    *,
+    num_classes: int,
+    patch_size: Sequence[int],
+    patch_divisor: int,
+    spacing: Sequence[float] | None,
+    overlap: float | Sequence[float],
+    keep_largest: Sequence[int],
+    fill_holes: Sequence[int],
+    flips: Sequence[int],
+) -> None:
+    """Check what was chosen for an inference, before any scan is read.
+
+    Raises:
+        InputError: one sentence an option, one a line.
+    """
+    problems = option_problems(patch_size, patch_divisor, spacing)
+    overlaps = ensure_tuple(overlap)
+    if not all(isinstance(part, (int, float)) and 0 <= part < 1 for part in overlaps):
+        problems.append(f"overlap is {overlap!r}: expected at least 0 and less than 1.")
+    for name, chosen, allowed, of in (
+        ("keep_largest", keep_largest, range(1, num_classes), "classes"),
+        ("fill_holes", fill_holes, range(1, num_classes), "classes"),
+        ("flips", flips, range(len(patch_size)), "axes"),
+    ):
+        if not isinstance(chosen, (list, tuple)) or any(number not in allowed for number in chosen):
+            problems.append(f"{name} is {chosen!r}: expected a list of {of}, of {list(allowed)}.")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"output_dir {folder} cannot be written to: {error.strerror}.") from None
 
 
 def _sentence(case: str, error: BaseException) -> str:

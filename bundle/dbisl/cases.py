@@ -147,80 +147,28 @@ def find_cases(
     return Cases(labeled=labeled, unlabeled=unlabeled, validation=validation)
 
 
-def find_images(dataset_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[dict[str, str]]:
-    """The scans to segment, as MONAI's datasets take them: ``{"image": path, "case": path}``, absolute, by name.
-
-    Args:
-        dataset_dir: a NIfTI file, a folder of them, a DICOM series (a folder with ``.dcm`` files), a folder of such
-            folders, or a list of any of these. Files and folders whose name starts with a dot are left out.
-
-    Raises:
-        InputError: when there is none.
-    """
-    several = isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str)
-    roots = [Path(root).expanduser() for root in (dataset_dir if several else [dataset_dir])]  # type: ignore[arg-type, union-attr]
-    images: dict[str, None] = {}
-    for root in roots:
-        found = _images_of(root)
-        if not found:
-            raise InputError(
-                f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected a folder with "
-                ".nii.gz or .nii files or with DICOM series, or one such file or series."
-            )
-        images |= dict.fromkeys(os.path.abspath(path) for path in found)
-    return [{"image": image, "case": image} for image in images]
-
-
-def _images_of(root: Path) -> list[Path]:
-    if root.is_file():
-        return [root] if root.name.endswith(EXTENSIONS) else []
-    if not root.is_dir():
-        return []
-    if is_dicom_series(root):
-        return [root]
-    inside = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
-    return [path for path in inside if (path.is_file() and path.name.endswith(EXTENSIONS)) or is_dicom_series(path)]
-
-
-def is_dicom_series(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder that holds ``.dcm`` files."""
-    folder = Path(path)
-    return folder.is_dir() and any(file.suffix.lower() == ".dcm" for file in folder.iterdir())
-
-
-def check_image(path: str | os.PathLike[str], spatial_dims: int, in_channels: int) -> None:
-    """Read one NIfTI file and see whether it can be segmented; a DICOM series is left to its reader.
-
-    Args:
-        path: of the file.
-        spatial_dims: 2 or 3.
-        in_channels: channels of an image, as in :func:`check_cases`.
-
-    Raises:
-        ValueError: when it cannot, with the sentence that says why.
-    """
-    if is_dicom_series(path):
-        return
-    image, voxels, problem = _read(path)
-    problems = [problem] if image is None else _image_problems(path, image, voxels, spatial_dims, in_channels)
-    if not problems and voxels.min() == voxels.max():
-        problems = [f"{path} has the value {voxels.min():g} in every voxel: expected an image."]
-    if problems:
-        raise ValueError(problems[0])
-
-
 def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Check that a file holds the weights of a network, without loading them into it.
 
     Raises:
-        InputError: when there is no such file, or its weights are those of another network.
+        InputError: when there is no such file, it holds no weights, or those of another network.
     """
     if not os.path.isfile(path):
         raise InputError(
             f"{path} does not exist: expected the weights of a trained network (ckpt_path; training writes them as "
             "model.pt and model_final.pt in ckpt_dir)."
         )
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and PyTorch raise a dozen types
+        found, reason = None, f"it cannot be read: {str(error).splitlines()[0][:100] if str(error) else error!r}"
+    else:
+        reason = f"it holds a {type(found).__name__}"
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"{path} has no weights ({reason}): expected the state dict of a trained network (ckpt_path); an exported "
+            "network needs exported.json."
+        )
     expected = network.state_dict()
     for name in [*expected, *found]:
         have, want = (_weight_shape(weights, name) for weights in (found, expected))
@@ -330,7 +278,7 @@ def _read_datastore(root: Path) -> _Source:
     for name, entry in store.get("objects", {}).items():
         image = images / f"{name}{entry['image']['ext']}"
         final = entry.get("labels", {}).get("final")
-        if image.is_file() and image.name.endswith(EXTENSIONS):
+        if is_nifti(image):
             case = _case(image, None if final is None else labels / f"{name}{final['ext']}")
             held_out = final is not None and entry["image"].get("info", {}).get("split") == "validation"
             (validation if held_out else training).append(case)
@@ -347,25 +295,39 @@ def _no_images(root: Path) -> InputError:
     )
 
 
+def is_nifti(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file that is named as a NIfTI file.
+
+    Hidden ones are not (macOS leaves ``._name`` beside each name). A link that leads nowhere is: whoever reads it can
+    then say so.
+    """
+    path = Path(path)
+    named = path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".")
+    return named and (path.is_file() or path.is_symlink()) and not path.is_dir()
+
+
+def case_name(path: str | os.PathLike[str]) -> str:
+    """Name of a scan without its folder and extension."""
+    name = Path(path).name
+    for extension in EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name
+
+
 def _scan(folder: Path) -> dict[str, Path]:
-    """Case name to file, sorted; hidden files (macOS leaves ``._name`` beside each name) are no cases."""
+    """Case name to file, sorted."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.nii*")):
-        if path.name.startswith(".") or not path.name.endswith(EXTENSIONS) or not path.is_file():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not is_nifti(path):
             continue
-        name = _case_name(path.name)
+        name = case_name(path)
         if name in files:
             raise InputError(
                 f"{folder} has {files[name].name} and {path.name} for the one case {name}: expected one file."
             )
         files[name] = path
     return files
-
-
-def _case_name(name: str) -> str:
-    for extension in EXTENSIONS:
-        name = name.removesuffix(extension)
-    return name
 
 
 def _warn_of_lost_labels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
@@ -379,7 +341,7 @@ def _read_list(path: Path, images: Mapping[str, Path]) -> list[str] | None:
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    names = [_case_name(line.strip()) for line in lines if line.strip()]
+    names = [case_name(line.strip()) for line in lines if line.strip()]
     folder = path.parent / "images"
     for name in names:
         if name not in images:
@@ -451,7 +413,7 @@ def unlabeled_scans(
     """
 
     def is_partial(case: Mapping[str, Any]) -> bool:
-        return bool((_read(case["label"])[1] == UNKNOWN).any())
+        return bool((read_nifti(case["label"])[1] == UNKNOWN).any())
 
     with ThreadPoolExecutor(READERS) as pool:
         partial = list(pool.map(is_partial, labeled))
@@ -507,7 +469,7 @@ def check_cases(
         InputError: one sentence a problem, one a line, in the order of the lists, at most ten.
     """
     start = time.perf_counter()
-    options = _option_problems(patch_size, patch_divisor, spacing)
+    options = option_problems(patch_size, patch_divisor, spacing)
     if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor:
         # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads memory that nobody wrote.
         options.append(
@@ -543,7 +505,8 @@ def _raise_if(problems: Sequence[str]) -> None:
         )
 
 
-def _option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequence[float] | None) -> list[str]:
+def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequence[float] | None) -> list[str]:
+    """Sentences about patches that the network cannot take and spacings that are none; as of :func:`check_cases`."""
     problems = []
     for axis, size in enumerate(patch_size):
         if size < 1 or size % patch_divisor:
@@ -594,15 +557,15 @@ def _list_problems(
 def _check_case(
     image_path: Any, label_path: Any, dims: int, in_channels: int, out_channels: int, spacing: Sequence[float] | None
 ) -> _Report:
-    image, voxels, unreadable = _read(image_path)
+    image, voxels, unreadable = read_nifti(image_path)
     problems = [unreadable] if unreadable else []
     shape = None
     if image is not None:
-        problems += _image_problems(image_path, image, voxels, dims, in_channels)
+        problems += image_problems(image_path, image, voxels, dims, in_channels)
         shape = _spatial_shape(image.shape, dims, in_channels)
     del voxels  # a whole volume: not needed while the label is read
     if label_path is not None:
-        label, values, unreadable = _read(label_path)
+        label, values, unreadable = read_nifti(label_path)
         problems += [unreadable] if unreadable else []
         if label is not None:
             problems += _label_problems(label_path, values, out_channels)
@@ -612,8 +575,8 @@ def _check_case(
     return _Report(problems, size)
 
 
-def _read(path: Any) -> tuple[SpatialImage | None, np.ndarray, str]:
-    """A file's header and voxels, and the sentence that says why it cannot be read (empty if it can)."""
+def read_nifti(path: Any) -> tuple[SpatialImage | None, np.ndarray, str]:
+    """A NIfTI file's header and voxels, and the sentence that says why it cannot be read (empty if it can)."""
     nothing = np.empty(0)
     if not os.path.isfile(path):
         return None, nothing, f"{path} does not exist: expected a NIfTI file."
@@ -636,7 +599,8 @@ def _spatial_shape(shape: tuple[int, ...], dims: int, channels: int) -> tuple[in
     return shape[:-1] if dims == 3 and len(shape) == 4 and shape[-1] == channels else None
 
 
-def _image_problems(path: Any, image: SpatialImage, voxels: np.ndarray, dims: int, in_channels: int) -> list[str]:
+def image_problems(path: Any, image: SpatialImage, voxels: np.ndarray, dims: int, in_channels: int) -> list[str]:
+    """What keeps an image that could be read from being used, as :func:`check_cases` says it; at most one sentence."""
     shape = _text(image.shape)
     if _spatial_shape(image.shape, dims, in_channels) is None:
         axes = f"{dims} axes" if in_channels == 1 else f"{dims} axes and a last one of size {in_channels}"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from monai.utils import optional_import
+from monai.utils import OptionalImportError, optional_import
 from torch import nn
 
 from dbisl.cases import InputError
@@ -39,12 +39,18 @@ def load_exported(path: str, device: torch.device | str) -> nn.Module:
     """The network of a TorchScript (``.ts``) or ONNX (``.onnx``) file, on a device.
 
     Raises:
-        InputError: when there is no such file, or it has another ending.
+        InputError: when there is no such file, it has another ending, or no network in it.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist: expected an exported network (ckpt_path).")
-    if Path(path).suffix == ".onnx":
-        return OnnxNetwork(path, device)
-    if Path(path).suffix == ".ts":
+    if Path(path).suffix not in (".ts", ".onnx"):
+        raise InputError(f"{path} is no exported network: expected the ending .ts (TorchScript) or .onnx.")
+    try:
+        if Path(path).suffix == ".onnx":
+            return OnnxNetwork(path, device)
         return torch.jit.load(path, map_location=device).eval()
-    raise InputError(f"{path} is no exported network: expected the ending .ts (TorchScript) or .onnx.")
+    except OptionalImportError:
+        raise InputError(f"{path} needs the package onnxruntime: install it, or export to TorchScript.") from None
+    except Exception as error:  # each runtime has types of its own for a broken file
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise InputError(f"{path} cannot be read ({reason}): expected a complete exported network.") from None

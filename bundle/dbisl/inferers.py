@@ -92,16 +92,27 @@ class _OncePerConstant:
 
 
 class DualTaskInferer(EvenWindowInferer):
-    """A sliding window whose one answer holds both tasks: ``P`` and ``R``, stacked along the channels.
+    """A sliding window whose one answer holds both tasks: ``P``, ``P_r`` and ``R``, stacked along the channels.
 
     One tensor, because MONAI's own tools expect one; :class:`dbisl.transforms.FuseTasksd` takes it apart. The network
-    gives logits and an SDM, ``2K`` channels in all; or logits alone, of one task, which become ``P``, ``K`` channels.
-    The arguments are those of :class:`EvenWindowInferer`.
+    gives logits and an SDM, ``3K`` channels in all; or logits alone, of one task, which become ``P``, ``K`` channels.
+    All are means over the windows, ``P_r = T_r2s(R)`` too: fused, they are what the fused network's windows give.
+
+    Args:
+        slope: of ``T_r2s``, as in training.
+        fused: whether the network answers with probabilities (``fused_slope``, or an exported one), which are taken as
+            they are.
+        args, kwargs: those of :class:`EvenWindowInferer`.
     """
 
+    def __init__(self, *args: Any, slope: float, fused: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slope = slope
+        self.fused = fused
+
     def stack(self, answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """``P`` and ``R`` of one batch of windows."""
+        """The channels for one batch of windows."""
         if isinstance(answer, torch.Tensor):
-            return torch.softmax(answer.float(), dim=1)
-        logits, sdm = answer
-        return torch.cat([torch.softmax(logits.float(), dim=1), sdm.float()], dim=1)
+            return answer.float() if self.fused else torch.softmax(answer.float(), dim=1)
+        logits, sdm = (part.float() for part in answer)
+        return torch.cat([torch.softmax(logits, dim=1), torch.softmax(self.slope * sdm, dim=1), sdm], dim=1)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle.config_item import ConfigExpression
 from monai.bundle.config_parser import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
@@ -96,6 +97,22 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     problems += _misspelled_constants(arguments)
     if problems:
         raise InputError("\n".join(problems))
+
+
+def check_device(device: torch.device | str) -> None:
+    """Check that this machine has a device, before a network is sent there.
+
+    Raises:
+        InputError: when it has not.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device is {str(device)!r}, which cannot be used here ({reason}): expected one of "
+            f"{['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]}."
+        ) from None
 
 
 def _run_arguments(command: Sequence[str]) -> dict[str, Any]:
@@ -199,13 +216,20 @@ def _property_ids(parser: ConfigParser) -> set[str]:
 
 def _neighbour_ids(config_file: str) -> set[str]:
     """Top-level keys of the configs beside this one: a data set's file serves training and inference alike."""
-    return {key for path in Path(config_file).parent.glob("*.json") for key in ConfigParser.load_config_file(path)}
+    return {key for path in _configs_beside(config_file) for key in ConfigParser.load_config_file(path)}
+
+
+def _configs_beside(config_file: str) -> list[Path]:
+    return sorted(Path(config_file).parent.glob("*.json"))
 
 
 def _sentence(key: _NewKey, config_file: str, parser: ConfigParser) -> str:
     id = _shown(key.id)
     given = f"--{id}" if key.file is None else f"{key.file}: {id}"
     below = f"{key.parent}#" if key.parent else ""
+    others = [path.name for path in _configs_beside(config_file) if key.id in ConfigParser.load_config_file(path)]
+    if others and key.file is None:
+        return f"{given} overrides nothing: it is a key of {others[0]}; expected that file in --config_file too."
     known = [below + name for name in difflib.get_close_matches(key.part, key.siblings, n=3)]
     known = known or [other for other in _ids(parser.get()) if other.endswith(f"#{key.part}") and other != id][:3]
     known = known or [below + name for name in key.siblings if below][:12]

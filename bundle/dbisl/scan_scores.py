@@ -19,7 +19,7 @@ class ScanScores:
 
     ``disagreement`` is the Jensen-Shannon divergence of the two tasks, ``entropy`` the predictive entropy of their
     mean, both over ``log K`` and summed over the scan at the training spacing, over the number of voxels that are
-    segmented as a structure (1, where none is: such a scan comes first).
+    segmented as a structure (1, where none is: such a scan comes first). A single task has no disagreement: 0.
 
     Args:
         bundle_root: folder of the bundle, with its ``configs``.
@@ -45,8 +45,7 @@ class ScanScores:
         self.network.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         self.preprocessing = config.get_parsed_content("preprocessing")
         self.inferer = config.get_parsed_content("inferer")
-        classes, slope = (config.get_parsed_content(key) for key in ("out_channels", "sdm_slope"))
-        self.fuse = FuseTasksd("pred", num_classes=classes, slope=slope, maps=True)
+        self.fuse = FuseTasksd("pred", num_classes=config.get_parsed_content("out_channels"), maps=True)
 
     @torch.no_grad()
     def __call__(self, image: str | os.PathLike[str]) -> dict[str, float]:
@@ -56,7 +55,7 @@ class ScanScores:
         maps = self.fuse({"pred": answer[0].float()})
         segmented = max(int((maps["pred"].argmax(dim=0) > 0).sum()), 1)
         sums = {
-            "disagreement": maps["pred_uncertainty"].sum(dtype=torch.float64),
+            "disagreement": maps.get("pred_uncertainty", torch.zeros(1)).sum(dtype=torch.float64),
             "entropy": normalised_entropy(maps["pred"][None]).sum(dtype=torch.float64),
         }
         return {name: float(total) / segmented for name, total in sums.items()}

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dbisl.cases import UNKNOWN
 from dbisl.losses import normalised_entropy
-from dbisl.task_transforms import SDMToSegmentation, signed_distance_map
+from dbisl.task_transforms import signed_distance_map
 
 
 class SpacingOfImagesd(Spacingd):
@@ -110,15 +110,14 @@ class FuseTasksd(MapTransform):
     """Splits what :class:`dbisl.inferers.DualTaskInferer` answers and fuses the two tasks.
 
     ``key`` becomes the fused probabilities ``(P + P_r) / 2``, or those of one task. With ``maps`` the parts are added
-    beside it:
-    ``key_segmentation`` (``P``), ``key_regression`` (``P_r``), ``key_sdm`` (``R``), each ``K x *spatial``, and
-    ``key_uncertainty``, ``1 x *spatial``: the Jensen-Shannon divergence of the two tasks over ``log K``, in [0, 1].
+    beside it: ``key_segmentation`` (``P``), ``key_regression`` (``P_r``) and, where there are two tasks, ``key_sdm``
+    (``R``), each ``K x *spatial``, and ``key_uncertainty``, ``1 x *spatial``: the Jensen-Shannon divergence of the two
+    tasks over ``log K``, in [0, 1].
 
     Args:
-        keys: answers, ``2K x *spatial`` (``P`` and ``R``), or ``K x *spatial`` of a single-task network, whose two
-            tasks then agree and which has no SDM.
+        keys: answers, ``3K x *spatial`` (``P``, ``P_r`` and ``R``), or ``K x *spatial`` probabilities, of a single-task
+            network, whose ``P_r`` is ``P``, or of one that has fused its tasks itself.
         num_classes: ``K``.
-        slope: of ``T_r2s``, as in training.
         maps: whether to add the parts.
         answer: what ``key`` becomes: ``"fused"``, ``"segmentation"`` (``P``) or ``"regression"`` (``P_r``).
 
@@ -130,7 +129,6 @@ class FuseTasksd(MapTransform):
         self,
         keys: KeysCollection,
         num_classes: int,
-        slope: float,
         maps: bool = False,
         answer: str = "fused",
         allow_missing_keys: bool = False,
@@ -140,28 +138,27 @@ class FuseTasksd(MapTransform):
             raise ValueError(f"answer must be one of {list(ANSWERS)}, got {answer!r}.")
         self.answer = answer
         self.num_classes = num_classes
-        self.sdm_to_segmentation = SDMToSegmentation(slope)
         self.maps = maps
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         answer = dict(data)
         for key in self.key_iterator(answer):
-            both = answer[key]
-            if both.shape[0] not in (self.num_classes, 2 * self.num_classes):
+            parts = answer[key].split(self.num_classes)
+            if answer[key].shape[0] not in (self.num_classes, 3 * self.num_classes):
                 raise ValueError(
-                    f"{key} has {both.shape[0]} channels; expected {self.num_classes} (one task) or twice as many."
+                    f"{key} has {answer[key].shape[0]} channels; expected {self.num_classes} (one task) or three times "
+                    "as many."
                 )
-            p = both[: self.num_classes]
-            sdm = both[self.num_classes :] if both.shape[0] > self.num_classes else None
-            p_r = p if sdm is None else self.sdm_to_segmentation(sdm[None])[0]
-            fused = (p + p_r) / 2
+            dual = len(parts) == 3
+            p, p_r = (parts[0], parts[1]) if dual else (parts[0], parts[0])
+            fused = (p + p_r) / 2 if dual else p
             answer[key] = {"fused": fused, "segmentation": p, "regression": p_r}[self.answer]
             if self.maps:
-                own = (normalised_entropy(p[None]) + normalised_entropy(p_r[None])) / 2
                 answer[f"{key}_segmentation"], answer[f"{key}_regression"] = p, p_r
+            if self.maps and dual:
+                own = (normalised_entropy(p[None]) + normalised_entropy(p_r[None])) / 2
                 answer[f"{key}_uncertainty"] = (normalised_entropy(fused[None]) - own)[0].clamp(0, 1)
-                if sdm is not None:
-                    answer[f"{key}_sdm"] = sdm
+                answer[f"{key}_sdm"] = parts[2]
         return answer
 
 

@@ -129,6 +129,121 @@ def test_a_second_run_skips_what_is_there(tmp_path: Path, segment: Segment, repo
     assert (tmp_path / "out" / "a_seg.nii.gz").stat().st_mtime_ns == before
 
 
+def test_skipping_looks_for_the_maps_too(tmp_path: Path, segment: Segment, report: Report) -> None:
+    scan = str(write(tmp_path / "out" / "one.nii.gz", GOOD))  # beside its maps, which are no scans
+    segment(scan)
+    for status in ("segmented", "skipped"):
+        segment(str(tmp_path / "out"), ("maps.json",), maps=["entropy"], skip_existing=True)
+        assert [(Path(row["case"]).name, row["status"]) for row in report()] == [("one.nii.gz", status)]
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {
+        f"one{name}.nii.gz" for name in ("", "_seg", "_entropy")
+    }
+
+
+def test_the_report_keeps_what_other_runs_measured(tmp_path: Path, segment: Segment, report: Report) -> None:
+    scans = [str(write(tmp_path / name / f"{name}.nii.gz", GOOD)) for name in ("a", "b")]
+    for scan in scans:
+        segment(scan)
+    assert [(row["case"], row["status"]) for row in report()] == [(scan, "segmented") for scan in scans]
+    before = report()
+    segment(scans[1], class_names=["background", "left", "right"])  # another model
+    rows = report()
+    assert {name: rows[0][name] for name in before[0]} == before[0]
+    assert rows[1]["left (ml)"] and not rows[1]["anterior hippocampus (ml)"]
+
+
+def test_nothing_of_another_scan_or_program_is_overwritten(tmp_path: Path, segment: Segment) -> None:
+    mine = write(tmp_path / "out" / "one_seg.nii.gz", np.ones_like(GOOD))  # an annotator's, by our name
+    before = mine.read_bytes()
+    one, other = (str(write(tmp_path / folder / "one.nii.gz", GOOD)) for folder in ("a", "b"))
+    with pytest.raises(InputError, match=r"one_seg.nii.gz is there, and by .*report.csv was not made of .*a/one"):
+        segment(one)
+    assert mine.read_bytes() == before
+    mine.unlink()
+    segment(one)
+    before = mine.read_bytes()
+    for skip in (True, False):
+        with pytest.raises(InputError, match=r"was not made of .*b/one.nii.gz"):
+            segment(other, skip_existing=skip)
+    assert mine.read_bytes() == before
+    (tmp_path / "out" / "report.csv").write_text("name,result\nx,1\n")
+    with pytest.raises(InputError, match=r"report.csv has the columns \['name', 'result'\]: expected \['case',"):
+        segment(one)
+
+
+def test_a_list_with_a_wrong_path_goes_on(tmp_path: Path, segment: Segment, report: Report) -> None:
+    good = write(tmp_path / "scans" / "GOOD.NII.GZ", GOOD)
+    text = tmp_path / "scans" / "notes.txt"
+    text.write_text("no scan")
+    (tmp_path / "scans" / "link.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="4 of 5 scans failed"):
+        segment([str(tmp_path / "scans"), str(tmp_path / "nowhere"), str(text), str(empty)], separate_folder=True)
+    rows = {Path(row["case"]).name: row for row in report()}
+    assert rows.pop(good.name)["status"] == "segmented"
+    for name, reason in {
+        "link.nii.gz": "link.nii.gz does not exist: expected a NIfTI file",
+        "nowhere": "nowhere does not exist: expected a folder with",
+        "notes.txt": "notes.txt ends in neither .nii.gz nor .nii: expected a folder with",
+        "empty": "empty has no scans: expected a folder with",
+    }.items():
+        assert reason in rows.pop(name)["reason"]
+    assert not rows
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"GOOD", "report.csv"}
+    for path, reason in ((text, "ends in neither"), (empty, "has no scans"), (tmp_path / "nowhere", "does not exist")):
+        with pytest.raises(InputError, match=f"dataset_dir .*{path.name} {reason}"):
+            segment(str(path))
+
+
+@pytest.mark.parametrize("files", [(), ("maps.json",)])
+def test_a_scan_of_one_slice_keeps_its_three_axes(tmp_path: Path, segment: Segment, files: tuple[str, ...]) -> None:
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD[:, :, :1])
+    segment(str(scan), files)
+    for path in (tmp_path / "out").glob("*.nii.gz"):
+        image = nib.nifti1.load(path)
+        assert image.shape[:3] == (*GOOD.shape[:2], 1)
+        np.testing.assert_allclose(image.affine, np.diag([1.0, 1.0, 1.5, 1.0]))
+        assert image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_maps_leave_the_segmentation_as_it_is(tmp_path: Path, segment: Segment) -> None:
+    rng = np.random.default_rng(1)
+    scan = tmp_path / "scans" / "one.nii.gz"
+    scan.parent.mkdir()
+    affine = np.diag([0.8, 1.2, 1.5, 1.0])
+    affine[0, 1] = 0.3  # oblique: everything is interpolated
+    nib.save(nib.nifti1.Nifti1Image(rng.normal(size=(30, 26, 24)).astype(np.float32), affine), scan)
+    segment(str(scan))
+    (plain,) = (tmp_path / "out").glob("*_seg.nii.gz")
+    before = np.asarray(nib.nifti1.load(plain).dataobj)
+    segment(str(scan), ("maps.json",))
+    after = np.asarray(nib.nifti1.load(plain).dataobj)
+    assert len(np.unique(before)) > 1
+    assert np.mean(before != after) < 1e-3  # the last digit of an interpolation
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep_largest": 1}, r"keep_largest is 1: expected a list of classes, of \[1, 2\]"),
+        ({"fill_holes": [7]}, r"fill_holes is \[7\]: expected a list of classes, of \[1, 2\]"),
+        ({"flips": [3]}, r"flips is \[3\]: expected a list of axes, of \[0, 1, 2\]"),
+        ({"overlap": 1.0}, "overlap is 1.0: expected at least 0 and less than 1"),
+        ({"patch_size": [20, 16, 16]}, r"patch_size is \[20, 16, 16\]: expected a multiple of 8 on axis 0, not 20"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', which cannot be used here"),
+        ({"output_dir": "/proc/none"}, "output_dir /proc/none cannot be written to"),
+        ({"ckpt_path": __file__}, "test_archive.py has no weights .*an exported network needs exported.json"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(
+    tmp_path: Path, segment: Segment, options: dict[str, object], sentence: str
+) -> None:
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
+    with pytest.raises(InputError, match=sentence):
+        segment(str(scan), **options)
+
+
 def test_scans_of_one_name_are_kept_apart(tmp_path: Path, segment: Segment) -> None:
     scans = [str(write(tmp_path / folder / "scan.nii.gz", GOOD)) for folder in ("a", "b")]
     with pytest.raises(InputError, match="would both be written to"):
@@ -163,15 +278,18 @@ def test_band_of_a_data_set_reaches_the_maps_in_either_order(root: Path) -> None
         assert parser["sdm_band"] == 3.125
 
 
-def test_single_task_network_has_maps_without_a_distance(
+def test_single_task_network_has_only_the_maps_of_one_answer(
     tmp_path: Path, weights: Path, segment: Segment, report: Report
 ) -> None:
     torch.save(DualTaskVNet(out_channels=3, features=4, levels=4, regression=False).state_dict(), weights)
     scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
-    segment(str(scan), ("maps.json",), **{"network_def#regression": False})
+    with pytest.raises(InputError, match=r"\['sdm', 'disagreement'\], but a network with one answer gives only"):
+        segment(str(scan), ("maps.json",), **{"network_def#regression": False})
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    segment(str(scan), ("maps.json",), maps=["probability", "entropy"], **{"network_def#regression": False})
     assert [row["status"] for row in report()] == ["segmented"]
     written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
-    assert written == {f"one_{name}.nii.gz" for name in ("seg", "probability", "entropy", "disagreement")}
+    assert written == {f"one_{name}.nii.gz" for name in ("seg", "probability", "entropy")}
 
 
 def test_scans_of_several_channels(tmp_path: Path, weights: Path, segment: Segment, report: Report) -> None:
@@ -206,41 +324,103 @@ def test_only_the_maps_that_are_asked_for(tmp_path: Path, segment: Segment) -> N
     scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
     segment(str(scan), ("maps.json",), maps=["entropy"])
     assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"one_seg.nii.gz", "one_entropy.nii.gz"}
-    with pytest.raises(InputError, match=r"maps has \['entropies'\]: expected some of"):
+    with pytest.raises(InputError, match=r"maps is \['entropies'\]: expected a list of some of"):
         segment(str(scan), ("maps.json",), maps=["entropies"])
 
 
-def write_series(folder: Path, voxels: np.ndarray) -> None:
-    """A CT series of axial slices, 0.8 x 0.7 x 2 mm, with its first voxel at (-10, -20, 30) in patient coordinates."""
-    folder.mkdir(parents=True)
-    series, study = generate_uid(), generate_uid()
+def write_slice(path: Path, plane: np.ndarray, number: int, **tags: Any) -> None:
+    """An axial CT slice, columns 0.8 and rows 0.7 mm apart, ``2 * number`` mm above (-10, -20, 30)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    slice_ = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    slice_.SeriesInstanceUID, slice_.StudyInstanceUID, slice_.Modality = "1.2.3", "1.2", "CT"
+    slice_.ContentDate = datetime.date(2026, 1, 1).strftime("%Y%m%d")
+    slice_.ImageOrientationPatient, slice_.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10, -20, 30 + 2 * number]
+    slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [0.7, 0.8], 2, number + 1
+    slice_.Rows, slice_.Columns = plane.shape
+    slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+    slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
+    slice_.RescaleSlope, slice_.RescaleIntercept = 1, 0
+    slice_.PixelData = np.ascontiguousarray(plane.astype(np.int16)).tobytes()
+    for name, value in tags.items():
+        setattr(slice_, name, value)
+    pydicom.dcmwrite(path, slice_, enforce_file_format=True)
+
+
+def write_series(folder: Path, voxels: np.ndarray, ending: str = ".dcm") -> None:
     for index in range(voxels.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        path = folder / f"{index:03}.dcm"
-        slice_ = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.SeriesInstanceUID, slice_.StudyInstanceUID, slice_.Modality = series, study, "CT"
-        slice_.ContentDate = datetime.date(2026, 1, 1).strftime("%Y%m%d")
-        slice_.ImageOrientationPatient, slice_.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10, -20, 30 + 2 * index]
-        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [0.7, 0.8], 2, index + 1
-        plane = voxels[:, :, index].T  # rows are y
-        slice_.Rows, slice_.Columns = plane.shape
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
-        slice_.RescaleSlope, slice_.RescaleIntercept = 1, 0
-        slice_.PixelData = np.ascontiguousarray(plane.astype(np.int16)).tobytes()
-        pydicom.dcmwrite(path, slice_, enforce_file_format=True)
+        write_slice(folder / f"{index:03}{ending}", voxels[:, :, index].T, index)  # rows are y
+
+
+CT = (100 * GOOD).astype(np.int16)
+BROKEN_SERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "two_series": (
+        lambda p: write_slice(p / "x.dcm", CT[:, :, 0].T, 22, SeriesInstanceUID="1.2.4"),
+        "x.dcm has the SeriesInstanceUID 1.2.4, but 000.dcm has 1.2.3: expected one series a folder",
+    ),
+    "missing_slice": (lambda p: (p / "004.dcm").unlink(), "among 21 slices at equal distances: expected a series with"),
+    "doubled_slice": (lambda p: write_slice(p / "x.dcm", CT[:, :, 3].T, 3), "among 23 slices at equal distances"),
+    "truncated_slice": (
+        lambda p: (p / "004.dcm").write_bytes((p / "004.dcm").read_bytes()[:900]),
+        "004.dcm cannot be read (",
+    ),
+    "no_dicom_slice": (lambda p: (p / "004.dcm").write_text("?"), "004.dcm cannot be read (File is missing DICOM"),
+    "other_size": (
+        lambda p: write_slice(p / "x.dcm", CT[:9, :, 0].T, 22),
+        "x.dcm has the Columns 9, but 000.dcm has 20",
+    ),
+    "no_position": (
+        lambda p: write_slice(p / "x.dcm", CT[:, :, 0].T, 22, ImagePositionPatient=None),
+        "x.dcm has no ImagePositionPatient: expected it in each slice",
+    ),
+    "one_slice": (lambda p: [path.unlink() for path in sorted(p.iterdir())[1:]], "has one slice: expected a series"),
+    "constant": (lambda p: write_series(p, np.full_like(CT, 3)), "has the value 3 in every voxel: expected an image"),
+}
+
+
+def test_broken_series_are_reported(tmp_path: Path, segment: Segment, report: Report) -> None:
+    for name, (spoil, _) in BROKEN_SERIES.items():
+        write_series(tmp_path / "scans" / name, CT)
+        spoil(tmp_path / "scans" / name)
+    with pytest.raises(InputError, match="9 of 9 scans failed"):
+        segment(str(tmp_path / "scans"))
+    rows = {Path(row["case"]).name: row["reason"] for row in report()}
+    for name, (_, reason) in BROKEN_SERIES.items():
+        assert reason in rows[name]
+    with pytest.raises(InputError, match="is one file of a DICOM series: expected the folder that holds the series"):
+        segment(str(tmp_path / "scans" / "missing_slice" / "003.dcm"))
+
+
+def test_series_of_an_archive_are_found_at_any_depth_and_by_any_name(
+    tmp_path: Path, segment: Segment, report: Report
+) -> None:
+    for patient in ("p1", "p2"):
+        write_series(tmp_path / "scans" / patient / "study" / "series", CT, ending="")
+    (tmp_path / "scans" / "p1" / "loop").symlink_to(tmp_path / "scans")
+    segment(str(tmp_path / "scans"))
+    assert [row["status"] for row in report()] == ["segmented", "segmented"]
+    written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {f"{patient}_study_series_seg.nii.gz" for patient in ("p1", "p2")}
+
+
+def test_tilted_slices_are_stacked_as_they_lie(tmp_path: Path, segment: Segment) -> None:
+    for index in range(CT.shape[2]):
+        position = [-10, -20 + 0.5 * index, round(30 + 0.625 * index, 1)]  # headers round
+        write_slice(tmp_path / "tilted" / f"{index}", CT[:, :, index].T, index, ImagePositionPatient=position)
+    segment(str(tmp_path / "tilted"))
+    affine = nib.nifti1.load(tmp_path / "out" / "tilted_seg.nii.gz").affine
+    np.testing.assert_allclose(affine[:3, 2], [0, -0.5, 0.625], atol=3e-3)
 
 
 def test_dicom_series_is_segmented_as_the_same_scan_in_nifti(tmp_path: Path, segment: Segment, report: Report) -> None:
-    voxels = (100 * GOOD).astype(np.int16)
-    write_series(tmp_path / "scans" / "series", voxels)
+    write_series(tmp_path / "scans" / "series", CT)
     # The patient coordinates of DICOM are left and posterior where NIfTI's are right and anterior.
     affine = np.diag([-0.8, -0.7, 2.0, 1.0])
     affine[:3, 3] = 10, 20, 30
-    nib.save(nib.nifti1.Nifti1Image(voxels, affine), tmp_path / "scans" / "scan.nii.gz")
+    nib.save(nib.nifti1.Nifti1Image(CT, affine), tmp_path / "scans" / "scan.nii.gz")
     segment(str(tmp_path / "scans"))
     assert [row["status"] for row in report()] == ["segmented", "segmented"]
     series, scan = (nib.nifti1.load(tmp_path / "out" / f"{name}_seg.nii.gz") for name in ("series", "scan"))

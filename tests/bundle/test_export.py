@@ -111,17 +111,25 @@ def test_exported_networks_run_the_same_inference(
 
 def test_maps_of_an_exported_network(root: Path, torchscript: Path, demo_data: Path, tmp_path: Path) -> None:
     (scan, *_) = sorted((demo_data / "images").glob("*.nii.gz"))
-    files = "['configs/inference.json','configs/maps.json','configs/exported.json']"
     options = ("--dataset_dir", scan, "--amp", "False", "--device", "cpu", "--ckpt_path", torchscript)
-    command(root, "run", "inference", "--config_file", files, *options, "--output_dir", tmp_path)
-    (path,) = tmp_path.glob("*_probability.nii.gz")
-    written = np.asarray(nib.nifti1.load(path).dataobj)
-    assert written.shape == (*nib.nifti1.load(scan).shape, 3) and not list(tmp_path.glob("*_sdm.nii.gz"))
-    assert written.max() > 0.6  # a softmax of probabilities stays below 0.58
-    np.testing.assert_allclose(written.sum(axis=-1), 1, atol=1e-5)
+    options += ("--maps", "['probability','entropy']")
+    written = []
+    for order in ("maps,exported", "exported,maps"):
+        files = "[" + ",".join(f"'configs/{name}.json'" for name in ("inference", *order.split(","))) + "]"
+        command(root, "run", "inference", "--config_file", files, *options, "--output_dir", tmp_path / order)
+        (path,) = (tmp_path / order).glob("*_probability.nii.gz")
+        written.append(np.asarray(nib.nifti1.load(path).dataobj))
+    assert written[0].shape == (*nib.nifti1.load(scan).shape, 3)
+    assert written[0].max() > 0.6  # a softmax of probabilities stays below 0.58
+    np.testing.assert_allclose(written[0].sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(*written)
 
 
 def test_what_is_no_exported_network_is_named(tmp_path: Path) -> None:
+    for name in ("broken.ts", "broken.onnx"):
+        (tmp_path / name).write_text("no network")
+        with pytest.raises(InputError, match=rf"{name} cannot be read \(.*expected a complete exported network"):
+            load_exported(str(tmp_path / name), "cpu")
     (tmp_path / "model.pt").touch()
     with pytest.raises(InputError, match=r"model\.pt is no exported network: expected the ending \.ts"):
         load_exported(str(tmp_path / "model.pt"), "cpu")

@@ -71,6 +71,53 @@ def test_changes_and_missing_weights_are_refused(repository: Path, tmp_path: Pat
     assert not list(tmp_path.glob("*.zip"))
 
 
+HIDE = """
+import os, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+sys.path[:] = [folder for folder in sys.path if not os.path.isdir(os.path.join(folder, "dbisl"))]
+"""
+"""A ``sitecustomize`` module: the environment as it is where nobody has installed the package."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bundle_runs_from_elsewhere_with_nothing_installed(
+    archive: Path, demo_data: Path, tmp_path: Path, processes: int
+) -> None:
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "zoo")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(tmp_path / "site"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+    def call(*command: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, *map(str, command)]
+        return subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    assert "No module named 'dbisl'" in call("-c", "import dbisl").stderr
+    bundle = tmp_path / "zoo" / "dbisl"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    small = ["--patch_size", "[24,24,24]", "--epochs", 1, "--iterations_per_epoch", 1, "--ckpt_dir", tmp_path / "ckpt"]
+    for run_id, files, data, options in (
+        ("training", ["train", "multi_gpu_train"] if torchrun else ["train"], demo_data, small),
+        ("evaluating", ["train", "evaluate"], demo_data, []),
+        ("inference", ["inference"], demo_data / "images", []),
+    ):
+        listed = [str(bundle / "configs" / f"{name}.json") for name in files]
+        done = call(
+            *(torchrun if run_id == "training" else []),
+            *("-m", "monai.bundle", "run", run_id, "--config_file", listed, "--bundle_root", bundle),
+            *("--dataset_dir", data, "--output_dir", tmp_path / "out", *options),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 LOAD = """
 import sys
 from pathlib import Path
