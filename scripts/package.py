@@ -2,8 +2,8 @@
 
     python scripts/package.py --output_dir dist
 
-writes ``dbisl_v0.4.0.zip`` (the version is that of ``metadata.json``), with everything of ``bundle/`` that git tracks
-in a folder ``dbisl``, and beside it ``dbisl_v0.4.0.json`` with the SHA-1 and SHA-256 of the zip. The same commit gives
+writes ``dbisl_v0.5.0.zip`` (the version is that of ``metadata.json``), with everything of ``bundle/`` that git tracks
+in a folder ``dbisl``, and beside it ``dbisl_v0.5.0.json`` with the SHA-1 and SHA-256 of the zip. The same commit gives
 the same bytes.
 """
 

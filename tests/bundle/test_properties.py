@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 from monai.bundle import ConfigWorkflow
+
+import dbisl
 
 
 @pytest.mark.parametrize(
@@ -56,11 +62,60 @@ def test_locked_packages_are_those_of_the_metadata(root: Path) -> None:
     assert named == {name: locked[name] for name in named}
 
 
-@pytest.mark.realdata
-def test_metadata_is_valid_against_the_schema(root: Path, shared_data: Path) -> None:
+@pytest.fixture
+def schema(shared_data: Path) -> Path:
     schemas = list((shared_data.parent / "schema").glob("meta_schema_*.json"))
     if not schemas:
         pytest.skip("the model zoo's schema file is not here")
+    return schemas[0]
+
+
+@pytest.mark.realdata
+def test_metadata_is_valid_against_the_schema(root: Path, schema: Path) -> None:
     metadata = json.loads((root / "bundle/configs/metadata.json").read_text())
-    validator = jsonschema.Draft201909Validator(json.loads(schemas[0].read_text()))
+    assert Path(metadata["schema"]).name == schema.name
+    validator = jsonschema.Draft201909Validator(json.loads(schema.read_text()))
     assert [error.message for error in validator.iter_errors(metadata)] == []
+
+
+@pytest.mark.realdata
+def test_metadata_is_verified_by_monais_command(root: Path, schema: Path, tmp_path: Path) -> None:
+    shutil.copy(schema, tmp_path / "schema.json")  # MONAI downloads it only where it is not there
+    command = [sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file", "configs/metadata.json"]
+    command += ["--filepath", str(tmp_path / "schema.json")]
+    done = subprocess.run(command, cwd=root / "bundle", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "metadata is verified with no error" in done.stdout + done.stderr, done.stderr
+
+
+def test_versions_and_changelog_have_the_zoos_form(root: Path) -> None:
+    metadata = json.loads((root / "bundle/configs/metadata.json").read_text())
+    changelog = metadata["changelog"]
+    versions = [tuple(map(int, version.split("."))) for version in changelog]
+    assert versions == sorted(versions, reverse=True) and next(iter(changelog)) == metadata["version"]
+    assert all(len(line) <= 80 and ";" not in line and line[0].isupper() for line in changelog.values())
+    required = metadata["required_packages_version"].values()
+    for version in (*changelog, *(metadata[f"{name}_version"] for name in ("monai", "pytorch", "numpy")), *required):
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version), version
+    assert metadata["version"] == dbisl.__version__
+
+
+def test_files_and_sections_that_the_zoo_asks_for(root: Path) -> None:
+    bundle = root / "bundle"
+    assert (bundle / "LICENSE").read_text() == (root / "LICENSE").read_text()
+    assert "CC-BY-SA 4.0" in (bundle / "docs/data_license.txt").read_text()
+    headings = re.findall(r"^#+ (.+)$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
+    wanted = ["Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "Additional Usage Steps"]
+    wanted += ["System Configuration", "Limitations", "Citation", "References"]
+    assert [heading for heading in headings if heading in wanted] == wanted
+
+
+def test_configs_are_formatted_and_hold_no_personal_path(root: Path) -> None:
+    for path in (root / "bundle").rglob("*.json"):
+        text = path.read_text()
+        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", path
+    for path in (
+        *(root / "bundle").rglob("*.json"),
+        *(root / "bundle").rglob("*.yaml"),
+        *(root / "bundle").rglob("*.md"),
+    ):
+        assert not re.search(r"/(home|root|Users|tmp|work)/", path.read_text()), path

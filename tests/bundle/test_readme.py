@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY  # type: ignore[import-not-found]
 
+import dbisl
+from scripts.package import package
+
 DOCUMENTS = ("README.md", "bundle/docs/README.md")
 SHORT = {**TINY, "epochs": 1, "iterations_per_epoch": 1}
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
@@ -43,6 +46,14 @@ def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def packed(clone: Path) -> Path:
+    """The zip of what the clone's commands have made of the bundle so far, weights included."""
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
+    for arguments in (["init", "--quiet"], ["add", "bundle"], ["commit", "--quiet", "--message", "Trained"]):
+        subprocess.run(["git", "-C", str(clone), *identity, *arguments], check=True, capture_output=True)
+    return package(str(clone / "dist"), str(clone))
+
+
 def test_make_targets_exist(root: Path, clone: Path) -> None:
     targets = [line.split() for line in commands(root) if line.startswith("make ")]
     assert ["make", "demo"] in targets and ["make", "test"] in targets
@@ -62,6 +73,11 @@ def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, d
         command = shlex.split(line.replace("$DATA", str(demo_data)))
         assert command[0] in PROGRAMS, f"no test knows how to run: {line}"
         extra: dict[str, object] = {"network_def#features": 4}
+        if "download" in command:
+            extra = {"progress": False}
+            version = dbisl.__version__
+            assert command[command.index("--url") + 1] == f"file:///path/to/dbisl_v{version}.zip"
+            command[command.index("--url") + 1] = packed(clone).as_uri()
         if "scripts/benchmark.py" in command:
             extra = {"overrides": {**extra, **SHORT}, "methods": ["supervised"], "labels": [2], "seeds": [0]}
         if "training" in command:
