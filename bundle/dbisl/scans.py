@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from monai.data import PydicomReader
+from monai.utils import ensure_tuple
 
 from dbisl.cases import InputError, image_problems, is_nifti, read_nifti
 
@@ -72,6 +74,26 @@ def check_image(path: str | os.PathLike[str], spatial_dims: int, in_channels: in
         raise ValueError(problem)
 
 
+class DicomSeriesReader(PydicomReader):
+    """MONAI's reader of DICOM, for folders as archives have them.
+
+    Of a folder it reads the slices alone, whatever else lies there, and stacks them by their positions, not by their
+    instance numbers, which some scanners interleave. The arguments are those of MONAI's class.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """The slices of the folder ``data`` (or the one in it), from the lowest along their normal to the highest."""
+        (folder,) = ensure_tuple(data)
+        options = {**self.kwargs, **kwargs}
+        slices = [(pydicom.dcmread(path, **options), str(path)) for path in _dicom_files(Path(folder))]
+        slices.sort(key=lambda item: _height(item[0]))
+        for number, (one, _) in enumerate(slices, start=1):
+            one.InstanceNumber = number  # by which MONAI stacks
+        self.filenames: list[Any] = [[path for _, path in slices]]
+        self.has_series = True
+        return [one for one, _ in slices]
+
+
 def _images_of(root: Path) -> list[Path]:
     if is_nifti(root):
         return [root]
@@ -121,8 +143,8 @@ def _why_no_scan(path: Path) -> str:
 def _read_series(folder: Path, spatial_dims: int, in_channels: int) -> tuple[str, float, float]:
     """What is wrong with a series ("" if nothing), and the lowest and highest value that it stores.
 
-    MONAI's reader stacks all slices of a folder by their instance numbers and takes the affine from the first and the
-    last: what would be stacked wrongly is refused here.
+    :class:`DicomSeriesReader` stacks all slices and takes the affine from the first and the last: what would be stacked
+    wrongly is refused here.
     """
     if (spatial_dims, in_channels) != (3, 1):
         wanted = f"{spatial_dims} axes (patch_size) and {in_channels} channels (in_channels)"
@@ -145,7 +167,7 @@ def _read_series(folder: Path, spatial_dims: int, in_channels: int) -> tuple[str
 
 
 def _series_problem(folder: Path, slices: list[tuple[Path, Any]]) -> str:
-    for name in ("InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         for path, one in slices:
             if one.get(name) in (None, ""):
                 return f"{path} has no {name}: expected it in each slice of a series."
@@ -159,13 +181,19 @@ def _series_problem(folder: Path, slices: list[tuple[Path, Any]]) -> str:
                 )
     if len(slices) < 2:
         return f"{folder} has one slice: expected a series of two at least."
-    slices = sorted(slices, key=lambda item: int(item[1].InstanceNumber))
+    slices = sorted(slices, key=lambda item: _height(item[1]))
     positions = np.array([one.ImagePositionPatient for _, one in slices], dtype=float)
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     shifts = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
     if not np.linalg.norm(step) > 0 or shifts.max() > MAX_SHIFT * np.linalg.norm(step):
         return (
             f"{slices[int(shifts.argmax())][0]} lies {shifts.max():.2f} mm from where it would be among "
-            f"{len(slices)} slices at equal distances: expected a series with every slice, numbered by position."
+            f"{len(slices)} slices at equal distances: expected a series with every slice, once."
         )
     return ""
+
+
+def _height(one: pydicom.Dataset) -> float:
+    """Position of a slice along its normal, in millimetres."""
+    row, column = np.reshape(np.asarray(one.ImageOrientationPatient, dtype=float), (2, 3))
+    return float(np.dot(np.cross(row, column), np.asarray(one.ImagePositionPatient, dtype=float)))

@@ -398,8 +398,11 @@ def test_series_of_an_archive_are_found_at_any_depth_and_by_any_name(
     tmp_path: Path, segment: Segment, report: Report
 ) -> None:
     for patient in ("p1", "p2"):
-        write_series(tmp_path / "scans" / patient / "study" / "series", CT, ending="")
-    (tmp_path / "scans" / "p1" / "loop").symlink_to(tmp_path / "scans")
+        series = tmp_path / "scans" / patient / "study" / "series"
+        write_series(series, CT, ending="")
+        (series / "thumbnails").mkdir()
+        (series / "notes.txt").write_text("no slice")
+    (series / "loop").symlink_to(tmp_path / "scans")
     segment(str(tmp_path / "scans"))
     assert [row["status"] for row in report()] == ["segmented", "segmented"]
     written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
@@ -409,7 +412,8 @@ def test_series_of_an_archive_are_found_at_any_depth_and_by_any_name(
 def test_tilted_slices_are_stacked_as_they_lie(tmp_path: Path, segment: Segment) -> None:
     for index in range(CT.shape[2]):
         position = [-10, -20 + 0.5 * index, round(30 + 0.625 * index, 1)]  # headers round
-        write_slice(tmp_path / "tilted" / f"{index}", CT[:, :, index].T, index, ImagePositionPatient=position)
+        tags = {"ImagePositionPatient": position, "InstanceNumber": (index * 5) % CT.shape[2]}  # interleaved
+        write_slice(tmp_path / "tilted" / f"{index}", CT[:, :, index].T, index, **tags)
     segment(str(tmp_path / "tilted"))
     affine = nib.nifti1.load(tmp_path / "out" / "tilted_seg.nii.gz").affine
     np.testing.assert_allclose(affine[:3, 2], [0, -0.5, 0.625], atol=3e-3)
