@@ -180,7 +180,7 @@ def test_classes_land_on_the_scans_grid_as_monais_inversion_puts_them(tmp_path: 
     noise = torch.randn(3, *case["image"].shape[1:], generator=torch.Generator().manual_seed(1))
     case["pred"] = MetaTensor(torch.softmax(2 * noise, dim=0), meta=case["image"].meta)
     inverted = Invertd("pred", forward, "image", nearest_interp=False)(case)["pred"]
-    answer = ClassesOnGridd("pred", "image", slab=500)(case)
+    answer = ClassesOnGridd("pred", "image", num_classes=3, slab=500)(case)
     assert answer["pred"].shape == (1, *nib.nifti1.load(tmp_path / "a.nii").shape)
     np.testing.assert_allclose(answer["pred"].affine, nib.nifti1.load(tmp_path / "a.nii").affine, atol=1e-5)
     agree = answer["pred"] == inverted.argmax(dim=0, keepdim=True)

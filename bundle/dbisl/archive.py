@@ -17,7 +17,7 @@ import torch
 from monai.data import Dataset, FolderLayoutBase, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform, SaveImage
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, ensure_tuple_rep
 from monai.utils.enums import CommonKeys as Keys
 
 from dbisl.cases import EXTENSIONS, MAX_REPORTED, InputError, case_name, option_problems
@@ -25,10 +25,12 @@ from dbisl.scans import check_image
 
 logger = logging.getLogger(__name__)
 
-SEGMENTED, FAILED, SKIPPED = "segmented", "failed", "skipped"
-COLUMNS = ("case", "status", "seconds", "uncertainty", "reason")
+SEGMENTED, FAILED, SKIPPED, UNFINISHED = "segmented", "failed", "skipped", "unfinished"
+COLUMNS = ("case", "status", "seconds", "uncertainty", "files", "reason")
 ML = " (ml)"
 """What follows the name of a class in the column of its volumes, which come after the seconds."""
+NUMBERS = ("seconds", "uncertainty", ML)
+SEPARATOR = ";"
 
 
 @dataclass
@@ -37,12 +39,14 @@ class ScanResult:
 
     Attributes:
         case: path of the scan.
-        status: ``segmented``, ``failed`` or ``skipped`` (its segmentation was there).
+        status: ``segmented``, ``failed``, ``skipped`` (what was asked for was there), or ``unfinished`` (at work; so it
+            stays when the program is stopped).
         reason: why it failed, in one sentence.
         seconds: from opening the scan to its segmentation on disk; None where no run has measured it.
         volumes_ml: millilitres of each class but the background, by name.
         uncertainty: entropy (over ``log K``) summed over all voxels, over the number of foreground voxels: about the
             part of the structures that could be wrong. None where nothing was found.
+        files: what was written for it, by names in ``output_dir``.
     """
 
     case: str
@@ -51,12 +55,14 @@ class ScanResult:
     seconds: float | None = None
     volumes_ml: dict[str, float] = field(default_factory=dict)
     uncertainty: float | None = None
+    files: list[str] = field(default_factory=list)
 
 
 class ArchiveReport:
     """The measures of the scans in an ``output_dir``: its ``report.csv``, written after each scan, whole or not at all.
 
-    Rows of earlier runs stay, but for scans that this run has, and for failures that are no more.
+    Rows of earlier runs stay, but for scans that this run has, and for failures of scans that are no more. The rows
+    also say which files are this program's, so that nothing else is overwritten. One run at a time writes there.
 
     Args:
         output_dir: of the CSV file; made when it is missing.
@@ -67,37 +73,60 @@ class ArchiveReport:
         self.path = Path(output_dir) / "report.csv"
         self.structures = list(class_names)[1:]
         self.results: list[ScanResult] = []
-        self.earlier: dict[str, ScanResult] = {}
+        self.outputs: dict[str, list[str]] = {}
+        self._rows: dict[str, ScanResult] = {}
 
     def read(self) -> None:
-        """Fill ``earlier``: what earlier runs wrote, by case.
+        """Read what earlier runs wrote.
 
         Raises:
             InputError: when ``report.csv`` is no report.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             return
-        with self.path.open(newline="", errors="replace") as file:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is a folder: expected the report of an earlier run, or nothing.")
+        with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             columns = list(rows.fieldnames or ())
             if not set(COLUMNS).issubset(columns):
-                raise InputError(
-                    f"{self.path} has the columns {columns}: expected {list(COLUMNS)} or another output_dir."
-                )
+                raise InputError(f"{self.path} has the columns {columns}: expected {list(COLUMNS)} and others.")
             for row in rows:
                 if row["status"] == FAILED and not os.path.exists(row["case"]):
                     continue
-                self.earlier[row["case"]] = ScanResult(
-                    row["case"],
-                    row["status"],
-                    row["reason"],
-                    float(row["seconds"]) if row["seconds"] else None,
-                    {name.removesuffix(ML): float(row[name]) for name in columns if name.endswith(ML) and row[name]},
-                    float(row["uncertainty"]) if row["uncertainty"] else None,
+                try:
+                    numbers = {name: float(row[name]) for name in columns if name.endswith(NUMBERS) and row[name]}
+                except ValueError as error:
+                    raise InputError(f"{self.path}, the row of {row['case']}: {error}; expected a number.") from None
+                self._set(
+                    ScanResult(
+                        row["case"],
+                        row["status"],
+                        row["reason"],
+                        numbers.get("seconds"),
+                        {name.removesuffix(ML): volume for name, volume in numbers.items() if name.endswith(ML)},
+                        numbers.get("uncertainty"),
+                        row["files"].split(SEPARATOR) if row["files"] else [],
+                    )
                 )
+
+    def earlier(self, case: str) -> ScanResult | None:
+        """The row of a scan, by whatever path it was reached."""
+        return self._rows.get(os.path.realpath(case))
+
+    def files(self) -> set[str]:
+        """Absolute paths of all files that were written by this program."""
+        return {os.path.realpath(self.path.parent / name) for row in self._rows.values() for name in row.files}
+
+    def begin(self, case: str) -> None:
+        """Note that the files of a scan (``outputs``) are about to be written."""
+        self._set(ScanResult(case, UNFINISHED, files=self._files(case)))
+        self.write()
 
     def add(self, result: ScanResult) -> None:
         """Note what became of a scan, in the log and on disk."""
+        result.files = [name for name in self._files(result.case) if (self.path.parent / name).is_file()]
+        self._set(result)
         self.results.append(result)
         if result.status == FAILED:
             logger.warning(result.reason)
@@ -106,22 +135,26 @@ class ArchiveReport:
         self.write()
 
     def write(self) -> None:
-        """Write all results, whole or not at all."""
+        """Write all rows, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        results = (self.earlier | {result.case: result for result in self.results}).values()
-        structures = dict.fromkeys([*self.structures, *(name for one in results for name in one.volumes_ml)])
+        rows = self._rows.values()
+        structures = dict.fromkeys([*self.structures, *(name for one in rows for name in one.volumes_ml)])
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
-            volumes = [f"{name}{ML}" for name in structures]
-            writer = csv.DictWriter(file, [*COLUMNS[:3], *volumes, *COLUMNS[3:]])
-            writer.writeheader()
-            for one in results:
-                row = {"case": one.case, "status": one.status, "reason": one.reason}
-                row |= {f"{name}{ML}": f"{volume:.3f}" for name, volume in one.volumes_ml.items()}
-                row["seconds"] = "" if one.seconds is None else f"{one.seconds:.1f}"
-                row["uncertainty"] = "" if one.uncertainty is None else f"{one.uncertainty:.4f}"
-                writer.writerow(row)
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                volumes = [f"{name}{ML}" for name in structures]
+                writer = csv.DictWriter(file, [*COLUMNS[:3], *volumes, *COLUMNS[3:]])
+                writer.writeheader()
+                for one in rows:
+                    row = {"case": one.case, "status": one.status, "reason": one.reason}
+                    row |= {f"{name}{ML}": f"{volume:.3f}" for name, volume in one.volumes_ml.items()}
+                    row["seconds"] = "" if one.seconds is None else f"{one.seconds:.1f}"
+                    row["uncertainty"] = "" if one.uncertainty is None else f"{one.uncertainty:.4f}"
+                    row["files"] = SEPARATOR.join(one.files)
+                    writer.writerow(row)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Say how it went.
@@ -138,6 +171,14 @@ class ArchiveReport:
             more = [f"... and {len(failed) - MAX_REPORTED} more."] if len(failed) > MAX_REPORTED else []
             reasons = [one.reason for one in failed[:MAX_REPORTED]]
             raise InputError("\n".join([f"{len(failed)} of {len(self.results)} scans failed:", *reasons, *more]))
+
+    def _files(self, case: str) -> list[str]:
+        """What this run writes for a scan, and what earlier ones wrote."""
+        row = self.earlier(case)
+        return list(dict.fromkeys([*(row.files if row else ()), *self.outputs.get(case, ())]))
+
+    def _set(self, row: ScanResult) -> None:
+        self._rows[os.path.realpath(row.case)] = row
 
 
 class ArchiveDataset(Dataset):
@@ -191,6 +232,7 @@ class ArchiveEvaluator(SupervisedEvaluator):
                 self.report.add(ScanResult(case, FAILED, batchdata["failure"][0], seconds))
                 engine.state.output = []
                 return engine.state.output
+            self.report.begin(case)
             super()._iteration(engine, batchdata)
             result = self._measure(case, engine.state.output[0])
         except Exception as error:  # a scan too large for the memory, a full disk, a transform that gives up
@@ -228,8 +270,17 @@ class WholeNibabelWriter(NibabelWriter):
         contiguous: bool = False,
     ) -> Any:
         """As MONAI's, but ``squeeze_end_dims`` drops a single channel alone, no spatial axis of size 1 before it."""
-        data = super().convert_to_channel_last(data, channel_dim, False, spatial_ndim, contiguous)
-        return data[..., 0] if squeeze_end_dims and data.shape[-1] == 1 else data
+        single = squeeze_end_dims and channel_dim == 0 and data.shape[0] == 1
+        axes = data.ndim - 1 if single else spatial_ndim
+        data = super().convert_to_channel_last(data, channel_dim, False, axes, contiguous)
+        return data[..., 0] if single else data
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """As MONAI's, but where nothing is to be resampled the resampler is left out: it takes no plane."""
+        if resample:
+            super().set_metadata(meta_dict, resample, **options)
+        else:
+            _, self.affine, _ = self.get_meta_info(meta_dict)
 
     @classmethod
     def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
@@ -260,6 +311,9 @@ class ScanLayout(FolderLayoutBase):
         postfix: what the name ends in; "" for the scan's own name.
         separate_folder: whether each scan has a folder of its name.
         dataset_dir: what the scans were found in, as of :func:`dbisl.scans.find_images`.
+
+    Raises:
+        InputError: for an ``output_dir`` that is no path, or a ``postfix`` that is one.
     """
 
     def __init__(
@@ -269,11 +323,16 @@ class ScanLayout(FolderLayoutBase):
         separate_folder: bool = False,
         dataset_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     ) -> None:
+        if not isinstance(output_dir, (str, os.PathLike)):
+            raise InputError(f"output_dir is {output_dir!r}: expected the path of a folder.")
+        if os.sep in str(postfix or ""):
+            raise InputError(f"output_postfix is {postfix!r}: expected what a file name ends in, without {os.sep!r}.")
         self.output_dir = Path(output_dir)
         self.postfix = postfix
         self.separate_folder = separate_folder
-        listed = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else dataset_dir
-        self.roots = [os.path.abspath(Path(root).expanduser()) for root in listed]
+        listed = dataset_dir if isinstance(dataset_dir, (list, tuple)) else [dataset_dir]
+        paths = [root for root in listed if isinstance(root, (str, os.PathLike))]
+        self.roots = [os.path.abspath(Path(root).expanduser()) for root in paths]
 
     def path(self, subject: str, postfix: str | None = None) -> Path:
         """Path of what is made of the scan at the path ``subject``, by another postfix if one is given."""
@@ -308,10 +367,10 @@ class SaveMapsd(MapTransform):
             (``pred_uncertainty``), the keys that :class:`dbisl.transforms.FuseTasksd` and
             :class:`dbisl.transforms.Entropyd` fill. A network that gives one answer has neither of the last two.
         layout: of the segmentation.
+        two_answers: whether the network gives one answer a task.
 
     Raises:
-        InputError: for a map of another name, or none.
-        ValueError: when called for a map that the network does not give.
+        InputError: for a map of another name or that the network does not give, or for none.
     """
 
     KEYS: ClassVar[dict[str, str]] = {
@@ -321,10 +380,14 @@ class SaveMapsd(MapTransform):
         "disagreement": "pred_uncertainty",
     }
 
-    def __init__(self, maps: Sequence[str], layout: ScanLayout) -> None:
+    OF_TWO_ANSWERS = ("sdm", "disagreement")
+
+    def __init__(self, maps: Sequence[str], layout: ScanLayout, two_answers: bool = True) -> None:
+        known = [name for name in self.KEYS if two_answers or name not in self.OF_TWO_ANSWERS]
         named = isinstance(maps, (list, tuple)) and len(maps) > 0
-        if not named or set(maps) - set(self.KEYS):
-            raise InputError(f"maps is {maps!r}: expected a list of some of {list(self.KEYS)}.")
+        if not named or not all(isinstance(name, str) and name in known for name in maps):
+            whose = "" if two_answers else ", all that a network with one answer gives"
+            raise InputError(f"maps is {maps!r}: expected a list of some of {known}{whose}.")
         super().__init__([self.KEYS[name] for name in maps])
         self.savers = {
             self.KEYS[name]: SaveImage(
@@ -339,10 +402,6 @@ class SaveMapsd(MapTransform):
         }
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        missing = [name for name, key in self.KEYS.items() if key in self.savers and key not in data]
-        if missing:
-            given = [name for name, key in self.KEYS.items() if key in data]
-            raise ValueError(f"maps has {missing}, but a network with one answer gives only {given}.")
         for key, save in self.savers.items():
             save(data[key])
         return dict(data)
@@ -363,44 +422,50 @@ def unfinished(
         cases: from :func:`dbisl.scans.find_images`.
         report: of this run.
         layout: of the segmentations.
-        skip_existing: whether a scan is left out whose segmentation and ``maps`` are there. False: all scans, over
-            what an earlier run has written.
+        skip_existing: whether a scan is left out that an earlier run has segmented, where the segmentation and ``maps``
+            are still there. False: all scans, over what earlier runs wrote of them.
         maps: that are to lie beside each segmentation, by the names that :class:`SaveMapsd` knows.
 
     Raises:
-        InputError: when ``output_dir`` cannot be written to, a scan would be overwritten, two scans would have the same
-            output file, or one would overwrite what by ``report.csv`` was not made of it.
+        InputError: when ``output_dir`` cannot be written to, a scan would be overwritten, two images would have the
+            same file, or a file is there that by the report was not made of this scan.
     """
     _require_writable(layout.output_dir)
     report.read()
     scans = [case["case"] for case in cases]
-    made = {os.path.realpath(layout.path(scan, name)) for scan in scans for name in (layout.postfix, *SaveMapsd.KEYS)}
+    postfixes = (layout.postfix, *SaveMapsd.KEYS)
+    made = {os.path.realpath(layout.path(scan, name)) for scan in scans for name in postfixes} | report.files()
     overwritten = [scan for scan in scans if os.path.realpath(layout.path(scan)) == os.path.realpath(scan)]
     if overwritten:
         raise InputError(
             f"{overwritten[0]} would be overwritten by its segmentation: expected another output_dir or postfix."
         )
-    scans = [scan for scan in scans if os.path.realpath(scan) not in made]
+    if layout.postfix in maps:
+        raise InputError(f"output_postfix is {layout.postfix!r}, the name of a map: expected another one.")
 
-    owners = {layout.path(one.case): one.case for one in report.earlier.values() if one.status in (SEGMENTED, SKIPPED)}
     planned: dict[Path, str] = {}
     left = []
     for scan in scans:
-        path = layout.path(scan)
-        if path in planned:
-            raise InputError(
-                f"{planned[path]} and {scan} would both be written to {path}: expected different names, or one run "
-                "each with an output_dir of its own."
-            )
-        planned[path] = scan
-        present = path.is_file()
-        if present and owners.get(path, scan if skip_existing else None) != scan:
-            raise InputError(
-                f"{path} is there, and by {report.path} was not made of {scan}: expected another output_dir or "
-                "output_postfix, or that you remove it."
-            )
-        if skip_existing and present and all(layout.path(scan, name).is_file() for name in maps):
-            report.results.append(replace(report.earlier.get(scan, ScanResult(scan, SKIPPED)), status=SKIPPED))
+        if os.path.realpath(scan) in made:
+            continue
+        paths = [layout.path(scan, name) for name in (layout.postfix, *maps)]
+        earlier = report.earlier(scan)
+        report.outputs[scan] = [str(path.relative_to(layout.output_dir)) for path in paths]
+        for path, name in zip(paths, report.outputs[scan], strict=True):
+            if path in planned:
+                raise InputError(
+                    f"{planned[path]} and {scan} would both be written to {path}: expected different names, or one run "
+                    "each with an output_dir of its own."
+                )
+            planned[path] = scan
+            if path.exists() and (earlier is None or name not in earlier.files):
+                raise InputError(
+                    f"{path} is there, and by {report.path} was not made of {scan}: expected another output_dir or "
+                    "output_postfix, or that you remove it."
+                )
+        done = earlier is not None and earlier.status in (SEGMENTED, SKIPPED) and all(path.is_file() for path in paths)
+        if skip_existing and earlier is not None and done:
+            report.add(replace(earlier, case=scan, status=SKIPPED))
         else:
             left.append({"image": scan, "case": scan})
     return left
@@ -423,9 +488,14 @@ def check_options(
         InputError: one sentence an option, one a line.
     """
     problems = option_problems(patch_size, patch_divisor, spacing)
-    overlaps = ensure_tuple(overlap)
-    if not all(isinstance(part, (int, float)) and 0 <= part < 1 for part in overlaps):
-        problems.append(f"overlap is {overlap!r}: expected at least 0 and less than 1.")
+    if problems:
+        raise InputError("\n".join(problems))
+    overlaps = (
+        ensure_tuple_rep(overlap, len(patch_size)) if isinstance(overlap, (int, float)) else ensure_tuple(overlap)
+    )
+    inside = all(isinstance(part, (int, float)) and 0 <= part < 1 for part in overlaps)
+    if len(overlaps) != len(patch_size) or not inside:
+        problems.append(f"overlap is {overlap!r}: expected at least 0 and less than 1, one number or one an axis.")
     for name, chosen, allowed, of in (
         ("keep_largest", keep_largest, range(1, num_classes), "classes"),
         ("fill_holes", fill_holes, range(1, num_classes), "classes"),

@@ -153,7 +153,7 @@ def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
     Raises:
         InputError: when there is no such file, it holds no weights, or those of another network.
     """
-    if not os.path.isfile(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
         raise InputError(
             f"{path} does not exist: expected the weights of a trained network (ckpt_path; training writes them as "
             "model.pt and model_final.pt in ckpt_dir)."
@@ -507,6 +507,8 @@ def _raise_if(problems: Sequence[str]) -> None:
 
 def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequence[float] | None) -> list[str]:
     """Sentences about patches that the network cannot take and spacings that are none; as of :func:`check_cases`."""
+    if not _are_numbers(patch_size, int) or len(patch_size) not in (2, 3):
+        return [f"patch_size is {patch_size!r}: expected a list of 2 or 3 whole numbers."]
     problems = []
     for axis, size in enumerate(patch_size):
         if size < 1 or size % patch_divisor:
@@ -516,11 +518,21 @@ def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequ
                 f"patch_size is {list(patch_size)}: expected a multiple of {patch_divisor} on axis {axis}, not {size}; "
                 f"nearest is {nearest}."
             )
-    if spacing is not None and (len(spacing) != len(patch_size) or any(size <= 0 for size in spacing)):
+    if spacing is not None and not (
+        _are_numbers(spacing, int, float)
+        and len(spacing) == len(patch_size)
+        and all(0 < size < np.inf for size in spacing)
+    ):
         problems.append(
-            f"spacing is {list(spacing)}: expected {len(patch_size)} positive numbers, one an axis of patch_size."
+            f"spacing is {spacing!r}: expected {len(patch_size)} positive numbers, one an axis of patch_size."
         )
     return problems
+
+
+def _are_numbers(values: Any, *types: type) -> bool:
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(one, types) and not isinstance(one, bool) for one in values
+    )
 
 
 def _list_problems(

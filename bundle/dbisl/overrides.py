@@ -107,7 +107,7 @@ def check_device(device: torch.device | str) -> None:
     """
     try:
         torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"device is {str(device)!r}, which cannot be used here ({reason}): expected one of "
@@ -219,6 +219,13 @@ def _neighbour_ids(config_file: str) -> set[str]:
     return {key for path in _configs_beside(config_file) for key in ConfigParser.load_config_file(path)}
 
 
+def _would_add(path: Path, id: str, parser: ConfigParser) -> bool:
+    """Whether a config is made to come after the present one, and has a key."""
+    config = ConfigParser.load_config_file(path)
+    paths = [ReferenceResolver.split_id(ReferenceResolver.normalize_id(key)) for key in config]
+    return id in config and "bundle_root" not in config and all(parts[0] in parser for parts in paths if len(parts) > 1)
+
+
 def _configs_beside(config_file: str) -> list[Path]:
     return sorted(Path(config_file).parent.glob("*.json"))
 
@@ -227,7 +234,7 @@ def _sentence(key: _NewKey, config_file: str, parser: ConfigParser) -> str:
     id = _shown(key.id)
     given = f"--{id}" if key.file is None else f"{key.file}: {id}"
     below = f"{key.parent}#" if key.parent else ""
-    others = [path.name for path in _configs_beside(config_file) if key.id in ConfigParser.load_config_file(path)]
+    others = [path.name for path in _configs_beside(config_file) if _would_add(path, key.id, parser)]
     if others and key.file is None:
         return f"{given} overrides nothing: it is a key of {others[0]}; expected that file in --config_file too."
     known = [below + name for name in difflib.get_close_matches(key.part, key.siblings, n=3)]

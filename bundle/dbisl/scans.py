@@ -30,8 +30,11 @@ def find_images(dataset_dir: str | os.PathLike[str] | Sequence[str | os.PathLike
     Raises:
         InputError: when there is none.
     """
-    several = isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str)
-    roots = [Path(root).expanduser() for root in (dataset_dir if several else [dataset_dir])]  # type: ignore[arg-type, union-attr]
+    several = isinstance(dataset_dir, (list, tuple))
+    given: Any = dataset_dir if several else [dataset_dir]
+    if not all(isinstance(root, (str, os.PathLike)) for root in given):
+        raise InputError(f"dataset_dir is {dataset_dir!r}: {EXPECTED}, or a list of paths.")
+    roots = [Path(root).expanduser() for root in given]
     images: dict[str, None] = {}
     for root in roots:
         found = _images_of(root)
@@ -99,15 +102,20 @@ def _images_of(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         return []
-    return [path for path in sorted(root.iterdir()) if is_nifti(path)] + _series_below(root)
+    series = _series_below(root)
+    return series if root in series else [path for path in sorted(root.iterdir()) if is_nifti(path)] + series
 
 
 def _series_below(root: Path, above: tuple[str, ...] = ()) -> list[Path]:
     real = os.path.realpath(root)
     if real in above:  # a link to a folder that it is in
         return []
-    series = [root] if is_dicom_series(root) else []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    try:
+        series = [root] if is_dicom_series(root) else []
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # nobody may read it: check_image says so
+        return [root]
+    for folder in folders:
         series += _series_below(folder, (*above, real))
     return series
 
@@ -161,16 +169,20 @@ def _read_series(folder: Path, spatial_dims: int, in_channels: int) -> tuple[str
             shape = " x ".join(map(str, plane.shape))
             return f"{path} has the shape {shape}: expected one slice of one number a pixel.", 0.0, 1.0
         lowest, highest = min(lowest, float(plane.min())), max(highest, float(plane.max()))
-        del one.PixelData  # a whole volume of them: only the headers are compared
+        for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+            one.pop(name, None)  # a whole volume of them: only the headers are compared
         slices.append((path, one))
     return _series_problem(folder, slices), lowest, highest
 
 
 def _series_problem(folder: Path, slices: list[tuple[Path, Any]]) -> str:
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+    for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         for path, one in slices:
-            if one.get(name) in (None, ""):
-                return f"{path} has no {name}: expected it in each slice of a series."
+            values = one.get(name) or ()
+            if np.shape(values) != (count,) or (name == "PixelSpacing" and min(values) <= 0):
+                return (
+                    f"{path} has the {name} {values or 'nowhere'}: expected {count} numbers in each slice of a series."
+                )
     for name in ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         first, *others = (one.get(name) for _, one in slices)
         for (path, _), other in zip(slices[1:], others, strict=True):
@@ -185,7 +197,9 @@ def _series_problem(folder: Path, slices: list[tuple[Path, Any]]) -> str:
     positions = np.array([one.ImagePositionPatient for _, one in slices], dtype=float)
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     shifts = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
-    if not np.linalg.norm(step) > 0 or shifts.max() > MAX_SHIFT * np.linalg.norm(step):
+    if _height(slices[0][1]) == _height(slices[-1][1]):
+        return f"{folder} has all its slices at one height: expected them one above the other."
+    if shifts.max() > MAX_SHIFT * np.linalg.norm(step):
         return (
             f"{slices[int(shifts.argmax())][0]} lies {shifts.max():.2f} mm from where it would be among "
             f"{len(slices)} slices at equal distances: expected a series with every slice, once."

@@ -217,14 +217,24 @@ class ClassesOnGridd(MapTransform):
     Args:
         keys: probabilities, ``K x *spatial``, with the affine of their own grid.
         image_key: the scan, for the shape and affine that it was loaded with.
+        num_classes: ``K``.
         slab: voxels of the scan to interpolate at a time.
+
+    Raises:
+        ValueError: when called, for another number of channels.
     """
 
     def __init__(
-        self, keys: KeysCollection, image_key: str, slab: int = 4_000_000, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        image_key: str,
+        num_classes: int,
+        slab: int = 4_000_000,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
+        self.num_classes = num_classes
         self.slab = slab
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -235,6 +245,11 @@ class ClassesOnGridd(MapTransform):
         affine = torch.as_tensor(meta["original_affine"], dtype=torch.float64)
         for key in self.key_iterator(answer):
             probabilities = answer[key]
+            if probabilities.shape[0] != self.num_classes:
+                raise ValueError(
+                    f"{key} has {probabilities.shape[0]} channels; expected {self.num_classes}, the probabilities of "
+                    "the fused answer (fused_slope)."
+                )
             maps = probabilities.as_tensor().float()[None]
             classes = torch.empty(shape, dtype=torch.uint8 if maps.shape[1] <= 256 else torch.int16)
             entropy = torch.empty(shape, dtype=torch.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pydicom
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from dbisl.archive import ArchiveEvaluator, WholeNibabelWriter
 from dbisl.cases import InputError
 from dbisl.networks import DualTaskVNet
 
@@ -171,6 +175,82 @@ def test_nothing_of_another_scan_or_program_is_overwritten(tmp_path: Path, segme
         segment(one)
 
 
+def test_files_are_known_by_the_scan_they_were_made_of(tmp_path: Path, segment: Segment, report: Report) -> None:
+    for patient in ("p1", "p2"):
+        write_series(tmp_path / "scans" / patient / "study" / "series", CT)
+    segment(str(tmp_path / "scans" / "p1"))
+    with pytest.raises(InputError, match=r"study_series_seg.nii.gz is there, and by .* was not made of .*p2"):
+        segment(str(tmp_path / "scans" / "p2"), skip_existing=True)  # by the same name
+    segment(str(tmp_path / "scans"))
+    segment(str(tmp_path / "scans" / "p1"))
+    (tmp_path / "link").symlink_to(tmp_path / "scans" / "p1")
+    segment(str(tmp_path / "link"), skip_existing=True)
+    rows = report()
+    assert [row["status"] for row in rows] == ["skipped", "segmented"] and "/link/" in rows[0]["case"]
+    assert rows[0]["files"] == "study_series_seg.nii.gz;p1_study_series_seg.nii.gz"
+    entropy = tmp_path / "out" / "p2_study_series_entropy.nii.gz"
+    entropy.write_text("of another program")
+    with pytest.raises(InputError, match=r"p2_study_series_entropy.nii.gz is there, and by"):
+        segment(str(tmp_path / "scans"), ("maps.json",), maps=["entropy"])
+    with pytest.raises(InputError, match="output_postfix is 'entropy', the name of a map"):
+        segment(str(tmp_path / "scans"), ("maps.json",), output_postfix="entropy")
+
+
+def test_a_scan_that_failed_or_was_at_work_is_segmented_again(tmp_path: Path, segment: Segment, report: Report) -> None:
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
+    segment(str(scan))
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:5000])
+    with pytest.raises(InputError, match="1 of 1 scans failed"):
+        segment(str(scan))
+    assert report()[0]["files"] == "one_seg.nii.gz"  # of before
+    scan.write_bytes(whole)
+    segment(str(scan), skip_existing=True)
+    (row,) = report()
+    assert row["status"] == "segmented" and not row["reason"]
+    path = tmp_path / "out" / "report.csv"
+    path.write_text(path.read_text().replace("segmented", "unfinished"))  # as when it was stopped
+    segment(str(scan), skip_existing=True)
+    assert [row["status"] for row in report()] == ["segmented"]
+    path.write_text(path.read_text().replace(row["uncertainty"], '"0,5"'))
+    with pytest.raises(InputError, match=r"report.csv, the row of .*one.nii.gz: could not convert"):
+        segment(str(scan))
+
+
+def test_a_report_knows_its_files_while_a_scan_is_at_work(tmp_path: Path, segment: Segment, report: Report) -> None:
+    scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(ArchiveEvaluator, "_measure", stop)  # the segmentation is written, its row not yet
+        segment(str(scan))
+    assert [(row["status"], row["files"]) for row in report()] == [("unfinished", "one_seg.nii.gz")]
+    segment(str(scan))
+    assert [row["status"] for row in report()] == ["segmented"]
+
+
+def test_names_that_are_no_text_are_no_trouble(tmp_path: Path, segment: Segment) -> None:
+    scan = Path(os.fsdecode(os.fsencode(tmp_path / "scans") + b"/\xff.nii.gz"))
+    write(scan, GOOD)
+    segment(str(scan.parent))
+    segment(str(scan.parent), skip_existing=True)
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 1
+
+
+def test_a_plane_keeps_its_two_axes(tmp_path: Path) -> None:
+    save = SaveImage(
+        output_dir=tmp_path, output_postfix="seg", writer=WholeNibabelWriter, resample=False, print_log=False
+    )
+    save(MetaTensor(torch.ones(1, 20, 24), meta={"filename_or_obj": "plane.nii.gz", "spatial_shape": [20, 24]}))
+    (path,) = tmp_path.rglob("*.nii.gz")
+    assert nib.nifti1.load(path).shape == (20, 24)
+
+
 def test_a_list_with_a_wrong_path_goes_on(tmp_path: Path, segment: Segment, report: Report) -> None:
     good = write(tmp_path / "scans" / "GOOD.NII.GZ", GOOD)
     text = tmp_path / "scans" / "notes.txt"
@@ -230,6 +310,14 @@ def test_maps_leave_the_segmentation_as_it_is(tmp_path: Path, segment: Segment) 
         ({"fill_holes": [7]}, r"fill_holes is \[7\]: expected a list of classes, of \[1, 2\]"),
         ({"flips": [3]}, r"flips is \[3\]: expected a list of axes, of \[0, 1, 2\]"),
         ({"overlap": 1.0}, "overlap is 1.0: expected at least 0 and less than 1"),
+        (
+            {"overlap": [0.5, 0.5]},
+            r"overlap is \[0.5, 0.5\]: expected at least 0 and less than 1, one number or one an",
+        ),
+        ({"patch_size": 16}, "patch_size is 16: expected a list of 2 or 3 whole numbers"),
+        ({"spacing": [1.0, float("nan"), 1.0]}, r"spacing is \[1.0, nan, 1.0\]: expected 3 positive numbers"),
+        ({"fused_slope": None}, "pred has 9 channels; expected 3, the probabilities of the fused answer"),
+        ({"output_postfix": "../seg"}, "output_postfix is '../seg': expected what a file name ends in, without '/'"),
         ({"patch_size": [20, 16, 16]}, r"patch_size is \[20, 16, 16\]: expected a multiple of 8 on axis 0, not 20"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which cannot be used here"),
         ({"output_dir": "/proc/none"}, "output_dir /proc/none cannot be written to"),
@@ -283,7 +371,7 @@ def test_single_task_network_has_only_the_maps_of_one_answer(
 ) -> None:
     torch.save(DualTaskVNet(out_channels=3, features=4, levels=4, regression=False).state_dict(), weights)
     scan = write(tmp_path / "scans" / "one.nii.gz", GOOD)
-    with pytest.raises(InputError, match=r"\['sdm', 'disagreement'\], but a network with one answer gives only"):
+    with pytest.raises(InputError, match=r"some of \['probability', 'entropy'\], all that a network with one answer"):
         segment(str(scan), ("maps.json",), **{"network_def#regression": False})
     assert not list((tmp_path / "out").glob("*.nii.gz"))
     segment(str(scan), ("maps.json",), maps=["probability", "entropy"], **{"network_def#regression": False})
@@ -374,7 +462,15 @@ BROKEN_SERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no_position": (
         lambda p: write_slice(p / "x.dcm", CT[:, :, 0].T, 22, ImagePositionPatient=None),
-        "x.dcm has no ImagePositionPatient: expected it in each slice",
+        "x.dcm has the ImagePositionPatient nowhere: expected 3 numbers in each slice",
+    ),
+    "at_one_height": (
+        lambda p: [write_slice(p / f"{i:03}.dcm", CT[:, :, i].T, i, ImagePositionPatient=[i, 0, 0]) for i in range(22)],
+        "has all its slices at one height: expected them one above",
+    ),
+    "no_spacing": (
+        lambda p: write_slice(p / "000.dcm", CT[:, :, 0].T, 0, PixelSpacing=[0, 0]),
+        "000.dcm has the PixelSpacing [0.0, 0.0]: expected 2 numbers",
     ),
     "one_slice": (lambda p: [path.unlink() for path in sorted(p.iterdir())[1:]], "has one slice: expected a series"),
     "constant": (lambda p: write_series(p, np.full_like(CT, 3)), "has the value 3 in every voxel: expected an image"),
@@ -385,7 +481,7 @@ def test_broken_series_are_reported(tmp_path: Path, segment: Segment, report: Re
     for name, (spoil, _) in BROKEN_SERIES.items():
         write_series(tmp_path / "scans" / name, CT)
         spoil(tmp_path / "scans" / name)
-    with pytest.raises(InputError, match="9 of 9 scans failed"):
+    with pytest.raises(InputError, match="11 of 11 scans failed"):
         segment(str(tmp_path / "scans"))
     rows = {Path(row["case"]).name: row["reason"] for row in report()}
     for name, (_, reason) in BROKEN_SERIES.items():
