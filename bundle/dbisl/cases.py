@@ -518,6 +518,11 @@ def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequ
                 f"patch_size is {list(patch_size)}: expected a multiple of {patch_divisor} on axis {axis}, not {size}; "
                 f"nearest is {nearest}."
             )
+    if all(size == patch_divisor for size in patch_size):
+        problems.append(
+            f"patch_size is {list(patch_size)}: expected more than {patch_divisor} on some axis, for the network's "
+            "deepest map would be a single voxel."
+        )
     if spacing is not None and not (
         _are_numbers(spacing, int, float)
         and len(spacing) == len(patch_size)

@@ -1,8 +1,9 @@
 """The V-Net of the semi-supervised literature, with one decoder a task; and another backbone of the same contract.
 
-3x3x3 convolutions, batch normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that
-are added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share). MONAI's own ``VNet`` is another
-network: 5x5x5 kernels and five times the parameters.
+3x3x3 convolutions, normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that are
+added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share; these normalise over the batch, which
+here would mix labeled and unlabeled patches). MONAI's own ``VNet`` is another network: 5x5x5 kernels and five times the
+parameters.
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ class DualTaskVNet(_DualTask):
         levels: resolutions, 2 to 5 (5 in the literature). Spatial sizes must be multiples of
             ``divisor = 2 ** (levels - 1)``.
         dropout: probability with which a channel is dropped at the end of the encoder and of each decoder.
-        norm: normalisation layer, as MONAI names them (``"batch"``, ``"instance"``, ``("group", {"num_groups": 8})``).
+        norm: normalisation layer, as MONAI names them (``"instance"``, ``"batch"``, ``("group", {"num_groups": 8})``).
+            Of a patch that is ``divisor`` long on every axis nothing can be normalised by instance.
         regression: False: the segmentation alone, the single-task V-Net that is the baseline.
         fused_slope: None: logits and SDM, which losses need. A number: the fused probabilities, this being the slope
             of ``T_r2s``.
@@ -180,7 +182,7 @@ class DualTaskVNet(_DualTask):
         features: int = 16,
         levels: int = 5,
         dropout: float = 0.0,
-        norm: str | tuple = "batch",
+        norm: str | tuple = "instance",
         regression: bool = True,
         fused_slope: float | None = None,
     ) -> None:

@@ -25,21 +25,17 @@ def test_weights_are_a_plain_state_dict_of_the_default_network(root: Path) -> No
 
 @pytest.mark.realdata
 def test_weights_reach_the_dice_of_the_metadata(root: Path, shared_data: Path, tmp_path: Path, run_bundle: Run) -> None:
-    """On the first scans of the validation list, for the test's time; they gave 0.8655, all 50 the metadata's 0.866."""
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for name in ("images", "labels", "train.list"):
-        (scans / name).symlink_to(shared_data / "hippocampus" / name)
-    validation = (shared_data / "hippocampus" / "val.list").read_text().split()
-    (scans / "val.list").write_text("\n".join(validation[:12]))
     done = run_bundle(
-        "evaluating", ["configs/train.json", "configs/evaluate.json"], dataset_dir=scans, output_dir=tmp_path / "out"
+        "evaluating",
+        ["configs/train.json", "configs/evaluate.json"],
+        dataset_dir=shared_data / "hippocampus",
+        output_dir=tmp_path / "out",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     chosen = {"task": "fused", "class_name": "mean", "metric": "dice"}
     (dice,) = [float(row["mean"]) for row in rows if chosen.items() <= row.items()]
-    assert dice == pytest.approx(0.8655, abs=0.002)  # bfloat16 rounds otherwise on other processors
     metadata = json.loads((root / "bundle" / "configs" / "metadata.json").read_text())
+    # bfloat16 rounds otherwise on other processors
     assert metadata["eval_metrics"]["mean_dice"] == pytest.approx(dice, abs=0.002)
