@@ -514,6 +514,13 @@ def test_an_affine_that_cannot_be_inverted(study: Study) -> None:
     assert f"{study.image('u')} has an affine that cannot be inverted" in study.refusal()
 
 
+def test_a_unit_that_is_not_the_millimetre(study: Study) -> None:
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), np.diag([0.001, 0.001, 0.001, 1.0]))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, study.image("u"))
+    assert f"{study.image('u')} gives its voxel size in metres" in study.refusal()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_voxels_that_are_not_finite(study: Study, value: float) -> None:
     data = np.zeros(SHAPE, np.float32)

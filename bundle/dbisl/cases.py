@@ -628,10 +628,19 @@ def image_problems(path: Any, image: SpatialImage, voxels: np.ndarray, dims: int
         return [f"{path} holds voxels of type {voxels.dtype}: expected one number a voxel."]
     if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         return [f"{path} has an affine that cannot be inverted: expected three axes with a size above 0."]
+    unit = _other_unit(image)
+    if unit:
+        return [f"{path} gives its voxel size in {unit} (xyzt_units in its header): expected millimetres."]
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         count = int(np.count_nonzero(~np.isfinite(voxels)))
         return [f"{path} has {count} voxels that are NaN or infinite: expected finite numbers."]
     return []
+
+
+def _other_unit(image: SpatialImage) -> str:
+    """The unit of a file that says its unit is another than the millimetre, for which MONAI would take it."""
+    code = int(image.header["xyzt_units"]) & 7 if isinstance(image.header, nib.Nifti1Header) else 0
+    return {1: "metres", 3: "micrometres"}.get(code, "")
 
 
 def _label_problems(path: Any, values: np.ndarray, out_channels: int) -> list[str]:

@@ -168,6 +168,9 @@ def _read_series(folder: Path, spatial_dims: int, in_channels: int) -> tuple[str
         if plane.ndim != 2:
             shape = " x ".join(map(str, plane.shape))
             return f"{path} has the shape {shape}: expected one slice of one number a pixel.", 0.0, 1.0
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            if name in one and one.get(name) is None:
+                return f"{path} has the {name} without a value: expected a number, or no {name}.", 0.0, 1.0
         lowest, highest = min(lowest, float(plane.min())), max(highest, float(plane.max()))
         for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
             one.pop(name, None)  # a whole volume of them: only the headers are compared

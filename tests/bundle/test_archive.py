@@ -472,6 +472,10 @@ BROKEN_SERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: write_slice(p / "000.dcm", CT[:, :, 0].T, 0, PixelSpacing=[0, 0]),
         "000.dcm has the PixelSpacing [0.0, 0.0]: expected 2 numbers",
     ),
+    "no_rescaling": (
+        lambda p: write_slice(p / "000.dcm", CT[:, :, 0].T, 0, RescaleSlope=None),
+        "000.dcm has the RescaleSlope without a value: expected a number",
+    ),
     "one_slice": (lambda p: [path.unlink() for path in sorted(p.iterdir())[1:]], "has one slice: expected a series"),
     "constant": (lambda p: write_series(p, np.full_like(CT, 3)), "has the value 3 in every voxel: expected an image"),
 }
@@ -481,7 +485,7 @@ def test_broken_series_are_reported(tmp_path: Path, segment: Segment, report: Re
     for name, (spoil, _) in BROKEN_SERIES.items():
         write_series(tmp_path / "scans" / name, CT)
         spoil(tmp_path / "scans" / name)
-    with pytest.raises(InputError, match="11 of 11 scans failed"):
+    with pytest.raises(InputError, match="12 of 12 scans failed"):
         segment(str(tmp_path / "scans"))
     rows = {Path(row["case"]).name: row["reason"] for row in report()}
     for name, (_, reason) in BROKEN_SERIES.items():
