@@ -3,12 +3,15 @@
     python -m scripts.simulate_annotation --dataset_dir DATA/hippocampus --output_dir simulation
 
 starts from a few labels, trains on them and on all scans without one, lets each strategy choose the next scans, adds
-their labels, trains on from the last weights, and so on. It writes ``table.md`` (Dice on the validation scans by round)
-and ``rounds.png``. Each round is a real training in a folder of its own; it can be stopped and started again.
+their labels, trains on from the last weights, and so on. It writes ``table.md`` (Dice on the validation scans by
+round), ``rounds.png``, and ``rounds.csv`` with the scans that were chosen. Each round is a real training in a folder of
+its own; it can be stopped and started again.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import random
@@ -193,9 +196,8 @@ def _report(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[i
         ]
         lines.append(f"| {count} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
-    temporary = simulation.output_dir / ".table.md"
-    temporary.write_text(text)
-    os.replace(temporary, simulation.output_dir / "table.md")
+    _write(simulation.output_dir / "table.md", text)
+    _write(simulation.output_dir / "rounds.csv", _rounds(simulation, strategies, seeds))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for strategy, values in dice.items():
@@ -209,9 +211,27 @@ def _report(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[i
     print("\n" + text)
 
 
+def _rounds(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[int]) -> str:
+    """One row a round: its Dice, and the images (by file name) whose labels it added, as they were chosen."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["strategy", "seed", "labels", "dice", "added"])
+    for seed in seeds:
+        for strategy in strategies:
+            before = 0
+            for index in range(simulation.rounds + 1):
+                folder = simulation.folder(strategy, seed, index)
+                labeled = json.loads((folder / "labeled.json").read_text())
+                added = " ".join(Path(image).name for image in labeled[before:])
+                rows.writerow([strategy, seed, len(labeled), f"{_dice(folder):.3f}", added])
+                before = len(labeled)
+    return table.getvalue()
+
+
 def _write(path: Path, content: Any) -> None:
+    """Write a text, or anything else as JSON; whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=4) + "\n")
+    temporary.write_text(content if isinstance(content, str) else json.dumps(content, indent=4) + "\n")
     os.replace(temporary, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def test_rounds_add_what_the_strategy_chooses(tmp_path: Path, monkeypatch: pytes
     assert second[1] == max(left, key=lambda image: scores(image)["disagreement"])
     table = (out / "table.md").read_text()
     assert "| labels | uncertainty | random |" in table and "\n| 3 | " in table
+    with (out / "rounds.csv").open(newline="") as file:
+        rounds = [(row["strategy"], row["labels"], row["added"]) for row in csv.DictReader(file)]
+    chosen = [Path(image).name for image in labeled("uncertainty-0-2")]
+    assert rounds[:3] == [("uncertainty", str(index + 1), chosen[index]) for index in range(3)]
+    assert [strategy for strategy, *_ in rounds[3:]] == ["random"] * 3
     assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
     # Nothing is trained twice.
