@@ -200,9 +200,10 @@ def _report(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[i
     _write(simulation.output_dir / "rounds.csv", _rounds(simulation, strategies, seeds))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for strategy, values in dice.items():
+    for place, (strategy, values) in enumerate(dice.items()):
         spread = [statistics.stdev(of_seeds) if len(seeds) > 1 else 0.0 for of_seeds in values]
-        axes.errorbar(counts, [statistics.fmean(v) for v in values], spread, marker="o", capsize=3, label=strategy)
+        beside = [count + 0.05 * simulation.step * place for count in counts]  # or the bars would hide each other
+        axes.errorbar(beside, [statistics.fmean(v) for v in values], spread, marker="o", capsize=3, label=strategy)
     axes.set(xlabel="labeled scans", ylabel="Dice (%)", title=f"{simulation.dataset_dir.name}, validation")
     axes.legend()
     axes.grid(alpha=0.3)
