@@ -113,12 +113,6 @@ def test_labels_are_hidden_from_all_but_the_first(tmp_path: Path) -> None:
     assert all(set(case) == {"image"} for case in cases.unlabeled)
 
 
-def test_a_folder_without_unlabeled_scans_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_folder(tmp_path, labeled="ab")
-    assert split(find_cases(tmp_path)) == ("ab", "", "")
-    assert f"no unlabeled scans in {tmp_path}: training uses the labeled scans only" in caplog.text
-
-
 def test_a_label_whose_image_is_missing_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, labeled="a", unlabeled="b")
     (tmp_path / "labels" / "b_seg.nii.gz").touch()

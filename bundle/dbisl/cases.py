@@ -142,8 +142,6 @@ def find_cases(
         f"{root}: {len(labeled)} labeled, {len(unlabeled)} unlabeled and {len(validation)} validation cases "
         f"(validation: {origin if validation else 'none'})."
     )
-    if not unlabeled:
-        logger.warning(f"no unlabeled scans in {source.name}: training uses the labeled scans only.")
     return Cases(labeled=labeled, unlabeled=unlabeled, validation=validation)
 
 
