@@ -75,7 +75,7 @@ class Server:
         self.json("POST", f"/train/{model}{'' if background else '?run_sync=true'}", json=request)
         deadline = time.monotonic() + START
         while background and (status := self.json("GET", "/train/")["status"]) != "DONE":
-            assert status in ("PENDING", "RUNNING") and time.monotonic() < deadline, self.log[-3000:]
+            assert status in ("SUBMITTED", "PENDING", "RUNNING") and time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.5)
 
     def infer(self, model: str, name: str, folder: Path) -> nib.Nifti1Image:
