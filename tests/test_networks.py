@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 
-from dbisl.networks import DualTaskSegResNet, DualTaskVNet
+from dbisl.networks import DualTaskSegResNet, DualTaskVNet, InstanceNorm
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -32,6 +32,25 @@ def test_both_answers_have_the_size_of_the_image(spatial_dims: int, size: tuple[
     assert sdm.abs().max() <= 1
     single = DualTaskVNet(spatial_dims=spatial_dims, in_channels=2, out_channels=4, features=4, regression=False)
     assert single(torch.randn(2, 2, *size)).shape == (2, 4, *size)
+
+
+@pytest.mark.parametrize(("size", "last"), [((6, 10), torch.channels_last), ((6, 10, 4), torch.channels_last_3d)])
+def test_instance_normalisation_is_pytorchs_in_the_format_of_its_input(
+    size: tuple[int, ...], last: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    maps = (3 + 2 * torch.randn(3, 4, *size)).to(memory_format=last).requires_grad_()
+    normalised = InstanceNorm()(maps)
+    assert normalised.is_contiguous(memory_format=last)
+    expected = torch.nn.functional.instance_norm(maps.double())
+    torch.testing.assert_close(normalised.double(), expected, atol=1e-5, rtol=0)
+    direction = torch.randn(3, 4, *size)
+    (ours,) = torch.autograd.grad((normalised * direction).sum(), maps)
+    (theirs,) = torch.autograd.grad((expected * direction).sum(), maps)
+    assert ours.is_contiguous(memory_format=last)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        InstanceNorm()(torch.ones(2, 4, *(1 for _ in size)).to(memory_format=last))
 
 
 def make_vnet() -> DualTaskVNet:
