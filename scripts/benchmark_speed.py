@@ -73,9 +73,11 @@ class Setting:
         self.label = torch.randint(0, CLASSES, shape, device=self.device, dtype=torch.uint8)
         self.sdm = 2 * torch.rand(batch_size, CLASSES, *patch_size, device=self.device) - 1
 
-    def network(self, regression: bool = True) -> nn.Module:
+    def network(self, regression: bool = True, norm: str | tuple = "instance") -> nn.Module:
         torch.manual_seed(0)
-        network = DualTaskVNet(out_channels=CLASSES, features=16, levels=4, dropout=0.2, regression=regression)
+        network = DualTaskVNet(
+            out_channels=CLASSES, features=16, levels=4, dropout=0.2, norm=norm, regression=regression
+        )
         return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def loss(self, weights: Mapping[str, float]) -> DBiSLLoss:
@@ -165,9 +167,13 @@ class Batches:
 # ---- steps: each candidate runs STEPS of them ----
 
 
-def bare_steps(setting: Setting, compiled: bool = False) -> Callable[[], None]:
+def bare_steps(
+    setting: Setting, compiled: bool = False, norm: str | tuple = "instance", channels_last: bool = True
+) -> Callable[[], None]:
     """The network, the sum of its answers as the loss, and the optimizer: what any training costs."""
-    network = setting.network()
+    network = setting.network(norm=norm)
+    if not channels_last:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer = setting.optimizer(network)
     answer = torch.compile(network) if compiled else network
 
@@ -329,6 +335,20 @@ def step(setting: Setting, compiled: bool = False) -> Rows:
     return rows
 
 
+def normalisation(setting: Setting) -> Rows:
+    """The bare step with one normalisation or another, the channels last unless said otherwise."""
+    of_pytorch: tuple[str, dict[str, Any]] = ("instance", {})
+    candidates = {
+        "batch": bare_steps(setting, norm="batch"),
+        "instance (default)": bare_steps(setting),
+        "instance, PyTorch's": bare_steps(setting, norm=of_pytorch),
+        "instance, PyTorch's, channels first": bare_steps(setting, norm=of_pytorch, channels_last=False),
+    }
+    seconds = setting.time(candidates)
+    first = next(iter(seconds.values()))
+    return [{"what": name, "ms": 1000 * value / STEPS, "ratio": value / first} for name, value in seconds.items()]
+
+
 def supervised(setting: Setting) -> Rows:
     """Supervised training beside MONAI's."""
     seconds = setting.time(supervised_steps(setting))
@@ -431,7 +451,7 @@ def benchmark(
     patch_size: Sequence[int] = (40, 56, 40),
     batch_size: int = 4,
     repeats: int = 9,
-    sections: Sequence[str] = ("bridge", "step", "supervised", "loader", "ranks"),
+    sections: Sequence[str] = ("bridge", "step", "normalisation", "supervised", "loader", "ranks"),
     compiled: bool = False,
     config_file: Sequence[str] = (),
     num_labeled: int = 4,
@@ -459,6 +479,7 @@ def benchmark(
     runs: dict[str, Callable[[], Rows]] = {
         "bridge": lambda: bridge(setting),
         "step": lambda: step(setting, compiled),
+        "normalisation": lambda: normalisation(setting),
         "supervised": lambda: supervised(setting),
         "loader": lambda: loader(setting, str(dataset_dir), files, num_labeled, iterations),
         "ranks": lambda: ranks(setting),

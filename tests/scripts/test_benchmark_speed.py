@@ -28,7 +28,7 @@ def test_sections_print_tables_and_write_the_same_as_json(tmp_path: Path, capsys
         patch_size=(24, 24, 24),
         batch_size=2,
         repeats=1,
-        sections=("bridge", "step", "supervised", "loader"),
+        sections=("bridge", "step", "normalisation", "supervised", "loader"),
         config_file=str(tmp_path / "small.yaml"),
         num_labeled=2,
         iterations=2,
@@ -36,10 +36,10 @@ def test_sections_print_tables_and_write_the_same_as_json(tmp_path: Path, capsys
     results = json.loads((tmp_path / "speed.json").read_text())
     assert [row["what"] for row in results["step"]] == ["bare step", "DBiSL, no teacher", "DBiSL (default)"]
     assert results["step"][0]["ratio"] == results["step"][0]["memory ratio"] == 1
-    assert all(row["ms"] > 0 for name in ("bridge", "step", "supervised") for row in results[name])
+    assert all(row["ms"] > 0 for name in ("bridge", "step", "normalisation", "supervised") for row in results[name])
     assert results["loader"][0]["what"] == "preparation of 5 scans (s)"
     printed = capsys.readouterr().out
-    for section in ("bridge", "step", "supervised", "loader"):
+    for section in ("bridge", "step", "normalisation", "supervised", "loader"):
         assert f"| {section} |" in printed
 
 
