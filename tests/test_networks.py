@@ -34,23 +34,40 @@ def test_both_answers_have_the_size_of_the_image(spatial_dims: int, size: tuple[
     assert single(torch.randn(2, 2, *size)).shape == (2, 4, *size)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize(("size", "last"), [((6, 10), torch.channels_last), ((6, 10, 4), torch.channels_last_3d)])
 def test_instance_normalisation_is_pytorchs_in_the_format_of_its_input(
-    size: tuple[int, ...], last: torch.memory_format
+    size: tuple[int, ...], last: torch.memory_format, dtype: torch.dtype, error: float
 ) -> None:
     torch.manual_seed(0)
-    maps = (3 + 2 * torch.randn(3, 4, *size)).to(memory_format=last).requires_grad_()
+    maps = (3 + 2 * torch.randn(3, 4, *size)).to(dtype, memory_format=last).requires_grad_()
     normalised = InstanceNorm()(maps)
-    assert normalised.is_contiguous(memory_format=last)
+    assert normalised.dtype == dtype and normalised.is_contiguous(memory_format=last)
     expected = torch.nn.functional.instance_norm(maps.double())
-    torch.testing.assert_close(normalised.double(), expected, atol=1e-5, rtol=0)
-    direction = torch.randn(3, 4, *size)
+    torch.testing.assert_close(normalised.double(), expected, atol=error, rtol=0)
+    direction = torch.randn(3, 4, *size).to(dtype)
     (ours,) = torch.autograd.grad((normalised * direction).sum(), maps)
     (theirs,) = torch.autograd.grad((expected * direction).sum(), maps)
     assert ours.is_contiguous(memory_format=last)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=error, rtol=0)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         InstanceNorm()(torch.ones(2, 4, *(1 for _ in size)).to(memory_format=last))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_channels_stay_last_throughout_the_network(amp: bool) -> None:
+    network = DualTaskVNet(features=4, levels=3).to(memory_format=torch.channels_last_3d)
+    formats: list[bool] = []
+
+    def note(layer: torch.nn.Module, inputs: tuple[torch.Tensor], answer: torch.Tensor) -> None:
+        formats.append(answer.is_contiguous(memory_format=torch.channels_last_3d) and not answer.is_contiguous())
+
+    for layer in network.modules():
+        if isinstance(layer, InstanceNorm):
+            layer.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        network(torch.randn(2, 1, 8, 16, 8))
+    assert len(formats) > 10 and all(formats)
 
 
 def make_vnet() -> DualTaskVNet:
@@ -72,9 +89,13 @@ def test_each_task_has_its_own_decoder_and_both_train_the_encoder(make: Callable
         assert any(parameter.grad.abs().sum() > 0 for parameter in network.encoder.parameters())
 
 
-@pytest.mark.parametrize(("levels", "multiple"), [(3, 4), (5, 16)])
-def test_a_size_that_the_strides_do_not_divide_is_named_with_the_multiple(levels: int, multiple: int) -> None:
-    network = DualTaskVNet(features=4, levels=levels)
+@pytest.mark.parametrize(
+    ("network", "multiple"),
+    [(DualTaskVNet(features=4, levels=3), 4), (DualTaskVNet(features=4), 16), (make_segresnet(), 4)],
+)
+def test_a_size_that_the_strides_do_not_divide_is_named_with_the_multiple(
+    network: DualTaskVNet | DualTaskSegResNet, multiple: int
+) -> None:
     assert network.divisor == multiple
     with pytest.raises(ValueError, match=rf"multiple of {multiple}.*\[16, 30, 16\]"):
         network(torch.zeros(1, 1, 16, 30, 16))

@@ -8,6 +8,7 @@ parameters.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_norm_layer
 from monai.networks.nets import SegResNet
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CONVOLUTIONS = (1, 2, 3, 3, 3)
@@ -37,6 +39,7 @@ class _NormaliseEach(torch.autograd.Function):
         return normalised
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (maps,) = ctx.saved_tensors
         of_maps = torch.empty_like(maps)
@@ -55,11 +58,12 @@ def _channels_last(maps: torch.Tensor) -> torch.memory_format:
 
 
 def _copied_by_pytorch(maps: torch.Tensor) -> bool:
-    """Whether the maps are on a CPU, channels last, with more than the one voxel that PyTorch refuses."""
+    """Whether the maps are on a CPU, channels last, and more than the one voxel that PyTorch refuses."""
     return (
         maps.device.type == "cpu"
         and maps.dim() in (4, 5)
-        and maps[0, 0].numel() > 1
+        and len(maps) > 0
+        and math.prod(maps.shape[2:]) > 1
         and not maps.is_contiguous()
         and maps.is_contiguous(memory_format=_channels_last(maps))
     )
@@ -68,7 +72,7 @@ def _copied_by_pytorch(maps: torch.Tensor) -> bool:
 class InstanceNorm(nn.Module):
     """Instance normalisation, without weights, that keeps the channels last where they are.
 
-    PyTorch's own copies such maps into the other format and back, forward and backward: on a CPU that took a quarter of
+    PyTorch's own copies such maps into the other format and back, forward and backward: on a CPU that took a fifth of
     a training step. Elsewhere, and when exported, this is PyTorch's.
 
     Args:
@@ -127,7 +131,6 @@ class VNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_levels(levels)
-        self.levels = levels
         channels = [features * 2**level for level in range(levels)]
         self.first = _stage(spatial_dims, in_channels, channels[0], CONVOLUTIONS[0], norm)
         self.deeper = nn.ModuleList()
@@ -137,18 +140,7 @@ class VNetEncoder(nn.Module):
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """``B x C x *spatial`` to one map a level, the full resolution first.
-
-        Raises:
-            ValueError: when a spatial size is no multiple of ``2 ** (levels - 1)``.
-        """
-        multiple = 2 ** (self.levels - 1)
-        for size in image.shape[2:]:
-            if size % multiple != 0:
-                raise ValueError(
-                    f"The network halves its input {self.levels - 1} times: every spatial size must be a multiple of "
-                    f"{multiple}, got {list(image.shape[2:])}."
-                )
+        """``B x C x *spatial`` to one map a level, the full resolution first."""
         features = [self.first(image)]
         for stage in self.deeper:
             features.append(stage(features[-1]))
@@ -199,12 +191,14 @@ class _DualTask(nn.Module):
         fused_slope: None: the network answers with what its losses need. A number: with one tensor, the probabilities
             of the classes, float32, fused over both tasks where there are two, this being the slope of ``T_r2s``. The
             weights are the same.
+        divisor: of which every spatial size is a multiple.
     """
 
     __constants__ = ["dual", "fused"]  # noqa: RUF012 - by which TorchScript compiles one branch of forward alone
 
-    def __init__(self, regression: bool, fused_slope: float | None) -> None:
+    def __init__(self, regression: bool, fused_slope: float | None, divisor: int) -> None:
         super().__init__()
+        self.divisor = divisor
         self.dual = regression
         self.fused = fused_slope is not None
         self.slope = 0.0 if fused_slope is None else float(fused_slope)
@@ -218,6 +212,12 @@ class _DualTask(nn.Module):
         Raises:
             ValueError: when a spatial size is no multiple of ``divisor``.
         """
+        for size in image.shape[2:]:
+            if size % self.divisor != 0:
+                raise ValueError(
+                    "The network halves its input several times: every spatial size must be a multiple of "
+                    f"{self.divisor}, got {list(image.shape[2:])}."
+                )
         features = self.encoder(image)  # type: ignore[operator]
         logits = self.segmentation(features)  # type: ignore[operator]
         if self.dual:
@@ -258,10 +258,9 @@ class DualTaskVNet(_DualTask):
         regression: bool = True,
         fused_slope: float | None = None,
     ) -> None:
-        super().__init__(regression, fused_slope)
+        super().__init__(regression, fused_slope, divisor=2 ** (levels - 1))
         shape: dict[str, Any] = {"spatial_dims": spatial_dims, "features": features, "levels": levels}
         shape |= {"dropout": dropout, "norm": norm}
-        self.divisor = 2 ** (levels - 1)
         self.encoder = VNetEncoder(in_channels=in_channels, **shape)
         self.segmentation = VNetDecoder(out_channels=out_channels, **shape)
         if regression:
@@ -300,9 +299,9 @@ class DualTaskSegResNet(_DualTask):
     """
 
     def __init__(self, regression: bool = True, fused_slope: float | None = None, **options: Any) -> None:
-        super().__init__(regression, fused_slope)
-        self.encoder = _SegResNetEncoder(**options)
+        encoder = _SegResNetEncoder(**options)
+        super().__init__(regression, fused_slope, divisor=2 ** (len(encoder.blocks_down) - 1))
+        self.encoder = encoder
         self.segmentation = _SegResNetDecoder(**options)
         if regression:
             self.regression = _SegResNetDecoder(**options)
-        self.divisor: int = 2 ** (len(self.encoder.blocks_down) - 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -57,3 +59,13 @@ def test_a_corrected_label_or_another_spacing_is_prepared_anew(root: Path, data:
     coarser = load(root, data, cache, spacing=[2.0, 2.0, 2.0])
     assert coarser["validate"][0]["image"].shape[1] < after["validate"][0]["image"].shape[1]
     assert len(list(cache.iterdir())) == 15
+
+
+def test_a_scan_with_a_partial_label_is_an_unlabeled_one_too(root: Path, data: Path, tmp_path: Path) -> None:
+    path = sorted((data / "labels").iterdir())[0]
+    label = nib.load(path)
+    voxels = np.asarray(label.dataobj).astype(np.uint8)
+    voxels[:3] = 255
+    nib.save(nib.Nifti1Image(voxels, label.affine), path)
+    cases = load(root, data, tmp_path / "cache")
+    assert {name: len(of_stream) for name, of_stream in cases.items()} == {"train": 2, "unlabeled": 4, "validate": 2}

@@ -35,6 +35,13 @@ EXPECTED: dict[str, tuple[set[str], bool, bool, bool]] = {
     "ablation_one_way": (set(TERMS) - {"regression_across", "consistency_regression"}, True, True, True),
     "ablation_no_teacher": (set(TERMS), False, False, False),
     "ablation_no_copy_paste": (set(TERMS), True, True, False),
+    "ablation_no_weak_view": (set(TERMS), True, True, True),
+}
+# What the pseudo-labels are made of, whether they are hardened, and how much uncertainty counts, where DBiSL's differ.
+PSEUDO_LABELS: dict[str, tuple[str, bool, float]] = {
+    "mean_teacher": ("fused", False, 1.0),
+    "cross_pseudo": ("cross", True, 0.0),
+    "ablation_no_uncertainty": ("fused", True, 0.0),
 }
 
 
@@ -73,6 +80,8 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
     workflow.initialize()
     parser = workflow.parser
     trainer, network = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("network")
+    loss = parser.get_parsed_content("loss")
+    assert (loss.pseudo_label, loss.harden, loss.gamma) == PSEUDO_LABELS.get(method, ("fused", True, 1.0))
     taught = []
     trainer.teacher.register_forward_hook(lambda *_: taught.append(True)) if trainer.teacher is not None else None
     workflow.run()
@@ -87,6 +96,15 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
     served = torch.load(tmp_path / "model_final.pt", weights_only=True)
     expected = parser.get_parsed_content("served_network").state_dict()
     assert all(torch.equal(served[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("method", ["dbisl", "ablation_no_weak_view"])
+def test_view_of_the_teacher(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
+    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml")
+    workflow.initialize()
+    dataset = workflow.parser.get_parsed_content("unlabeled#dataset")
+    views = [(scan["image"], scan["weak_image"]) for scan in (dataset[index] for index in range(len(dataset)))]
+    assert all(torch.equal(strong, weak) == (method != "dbisl") for strong, weak in views)
 
 
 def test_patches_are_as_many_without_unlabeled_scans(root: Path, demo_data: Path, tmp_path: Path) -> None:
