@@ -12,6 +12,7 @@ finished cell is not run again, another one goes on from its last checkpoint. Th
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -24,9 +25,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,8 @@ ALL = "all"
 CHECKPOINTS = {"last": "model_final.pt", "best": "model.pt"}
 METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)"}
 RESAMPLES = 10_000
+OF_CELLS = ("dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "num_labeled", "seed", "resume")
+"""Keys of the config that each cell sets."""
 FOREGROUND = re.compile(r"Epoch: (\d+)/.* foreground_labeled: ([\d.e-]+) foreground_unlabeled: ([\d.e-]+)")
 """Epoch and the two fractions, in a line that training logs."""
 Row = dict[str, str]
@@ -102,24 +108,37 @@ class Plan:
         return [configs / "train.json", *self.config_file, configs / "methods" / f"{cell.method}.yaml"]
 
     def identity(self, cell: Cell) -> dict[str, Any]:
-        """What a training depends on: a finished cell with another identity answers another question."""
+        """What a training depends on: a finished cell with another identity answers another question.
+
+        Scans and labels count by name and content, wherever they lie; the bundle's version stands for its code.
+        """
         version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
         digests = [_digest(path.read_bytes()) for path in self.files(cell)]
         cases = find_cases(self.dataset_dir, self.overrides.get("datalist"), cell.labels)
-        scans = _digest(json.dumps([cases.labeled, cases.unlabeled, cases.validation]).encode())
+        streams = [
+            [{key: (Path(path).name, _content(path)) for key, path in case.items()} for case in stream]
+            for stream in (cases.labeled, cases.unlabeled, cases.validation)
+        ]
+        scans = _digest(json.dumps(streams).encode())
         return {"version": version, "scans": scans, "configs": digests, "overrides": self.overrides}
 
-    def answer(self, cell: Cell) -> str:
-        """Which of a network's answers is its method's: ``fused`` or that of one task."""
-        config = ConfigParser.load_config_files([str(path) for path in self.files(cell)])
-        return str({**config, **self.overrides}["answer"])
+    def changed(self, cell: Cell, known: Mapping[str, Any]) -> str:
+        """Names of what is not as it was when the cell was run."""
+        return ", ".join(key for key, value in self.identity(cell).items() if known["identity"].get(key) != value)
 
-    def finished(self, cell: Cell) -> bool:
-        """Whether the cell was trained for this plan and evaluated."""
+    def config(self, cell: Cell) -> dict[str, Any]:
+        """The keys of the cell's config at its top."""
+        config = ConfigParser.load_config_files([str(path) for path in self.files(cell)])
+        return {**config, **self.overrides}
+
+    def missing(self, cell: Cell) -> str | None:
+        """Why there is no result of the cell for this plan; None where there is one."""
         record = self.folder(cell) / "cell.json"
-        if not record.is_file() or not (self.evaluation(cell) / "cases.csv").is_file():
-            return False
-        return bool(json.loads(record.read_text())["identity"] == self.identity(cell))
+        if not record.is_file():
+            return "it was not run"
+        if changed := self.changed(cell, json.loads(record.read_text())):
+            return f"it was run with another {changed}"
+        return None if (self.evaluation(cell) / "cases.csv").is_file() else "it is not finished"
 
 
 def benchmark(
@@ -154,15 +173,12 @@ def benchmark(
         evaluate_on_test_scans: folder with ``images`` and ``labels`` on which to evaluate instead of the validation
             scans. Only for the last look of all: whoever chooses anything by these figures has no test scans left.
     """
-    if checkpoint not in CHECKPOINTS:
-        raise SystemExit(f"checkpoint is {checkpoint!r}: expected one of {list(CHECKPOINTS)}.")
     methods, labels, seeds, baselines = (ensure_tuple(value) for value in (methods, labels, seeds, baselines))
-    known = sorted(path.stem for path in (BUNDLE / "configs" / "methods").glob("*.yaml"))
-    unknown = [method for method in methods if method not in known]
-    if unknown:
-        raise SystemExit(f"methods has {unknown}: expected some of {known}.")
+    files = [Path(file).resolve() for file in ensure_tuple(config_file)]
+    overrides = {} if overrides is None else overrides
+    _require_choices(methods, labels, seeds, baselines, files, overrides, checkpoint)
     output = Path(output_dir).resolve()
-    options = json.loads(json.dumps(overrides or {}))  # as a cell's record will hold them
+    options = json.loads(json.dumps(overrides))  # as a cell's record will hold them
     if options.get("datalist") and Path(options["datalist"]).is_file():
         options["datalist"] = str(Path(options["datalist"]).resolve())  # the trainings run in the bundle's folder
     cases = find_cases(dataset_dir, options.get("datalist"))
@@ -178,7 +194,7 @@ def benchmark(
     plan = Plan(
         Path(dataset_dir).resolve(),
         output,
-        [Path(file).resolve() for file in ensure_tuple(config_file)],
+        files,
         options,
         checkpoint,
         test_scans,
@@ -186,11 +202,55 @@ def benchmark(
     _require_common(plan, methods)
     cells = list(dict.fromkeys(Cell(method, count, seed) for count in counts for seed in seeds for method in methods))
     failures = [] if report_only else _run_cells(plan, cells, jobs)
-    finished = [cell for cell in cells if plan.finished(cell)]
+    missing = {cell: plan.missing(cell) for cell in cells}
+    finished = [cell for cell, why in missing.items() if why is None]
+    if report_only:
+        left_out = [f"{cell.name} is left out: {why}." for cell, why in missing.items() if why is not None]
+        print("\n".join(left_out))
+        if not finished:
+            raise SystemExit(f"{output} has no finished cell of this comparison: {left_out[0]}")
     if finished:
         _report(plan, finished, baselines)
     if failures:
         raise SystemExit("\n".join(failures))
+
+
+def _require_choices(
+    methods: Sequence[Any],
+    labels: Sequence[Any],
+    seeds: Sequence[Any],
+    baselines: Sequence[Any],
+    config_file: Sequence[Path],
+    overrides: Any,
+    checkpoint: str,
+) -> None:
+    """One sentence about the first argument that cannot be used."""
+    if checkpoint not in CHECKPOINTS:
+        raise SystemExit(f"checkpoint is {checkpoint!r}: expected one of {list(CHECKPOINTS)}.")
+    known = sorted(path.stem for path in (BUNDLE / "configs" / "methods").glob("*.yaml"))
+    for name, chosen in (("methods", methods), ("baselines", baselines)):
+        if unknown := [method for method in chosen if method not in known]:
+            raise SystemExit(f"{name} has {unknown}: expected some of {known}.")
+    for name, chosen, least in (("labels", labels, 1), ("seeds", seeds, 0)):
+        if wrong := [value for value in chosen if not (type(value) is int and value >= least)]:
+            if name == "labels" and set(wrong) == {ALL}:
+                continue
+            also = f" or {ALL!r}" if name == "labels" else ""
+            raise SystemExit(f"{name} has {wrong}: expected whole numbers from {least}{also}.")
+    for name, chosen in (("methods", methods), ("labels", labels), ("seeds", seeds)):
+        if not chosen:
+            raise SystemExit(f"{name} is empty: expected at least one.")
+    if not isinstance(overrides, Mapping):
+        raise SystemExit(f"overrides is {overrides!r}: expected keys of the config with their values.")
+    if taken := [key for key in overrides if key in OF_CELLS]:
+        raise SystemExit(f"overrides has {taken}: expected none of {list(OF_CELLS)}, which each cell sets.")
+    for path in config_file:
+        if not path.is_file():
+            raise SystemExit(
+                f"config_file {path} is no file: expected override files such as configs/datasets/la.yaml."
+            )
+        if "datalist" in ConfigParser.load_config_file(path):
+            raise SystemExit(f"config_file {path} has datalist: expected it in overrides.")
 
 
 def _require_common(plan: Plan, methods: Sequence[str]) -> None:
@@ -207,13 +267,25 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def _content(path: str) -> str:
+    """Digest of a file, read again only when it has changed."""
+    stat = os.stat(path)
+    return _content_at(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _content_at(path: str, size: int, modified: int) -> str:
+    return _digest(Path(path).read_bytes())
+
+
 # ---- running ----
 
 
 def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]:
     """Run what is missing; one sentence a cell that failed."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    gpus = list(takewhile(lambda device: device.strip() != "-1", devices))  # as CUDA reads it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or len(gpus) or cores
     environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
@@ -252,48 +324,79 @@ def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]
         except BaseException:
             # Those that wait are not started; those that run go on from their last checkpoint another time.
             stopped.set()
-            for process in list(_running):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(futures, timeout=0.2).not_done:  # one may have been about to start its training
+                for process in list(_running):
+                    process.terminate()
             raise
     return failures
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Hold a cell's folder, by a lock that what runs in it inherits by its descriptor: two trainings would mix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CellError(f"{folder} is in use: expected no other benchmark or training in it.") from None
+        yield file.fileno()
+
+
 def _run_cell(plan: Plan, cell: Cell, environment: Mapping[str, str]) -> None:
+    with _alone(plan.folder(cell)) as lock:
+        _train_and_evaluate(plan, cell, environment, lock)
+
+
+def _train_and_evaluate(plan: Plan, cell: Cell, environment: Mapping[str, str], lock: int) -> None:
     folder, evaluation = plan.folder(cell), plan.evaluation(cell)
     record = folder / "cell.json"
-    identity = plan.identity(cell)
-    known: dict[str, Any] = {"identity": identity, "training_seconds": 0.0}
-    if any((folder / name).is_file() for name in ("checkpoint.pt", *CHECKPOINTS.values())):
+    known: dict[str, Any] = {"identity": plan.identity(cell), "training_seconds": 0.0}
+    if any((folder / name).is_file() for name in ("checkpoint.pt", *CHECKPOINTS.values())) or any(
+        folder.glob("*/cases.csv")
+    ):
         known = json.loads(record.read_text())
-    if known["identity"] != identity:
-        changed = ", ".join(key for key in identity if known["identity"].get(key) != identity[key])
+    if changed := plan.changed(cell, known):
         raise CellError(f"{folder} was run with another {changed}: expected the same, or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     _write(record, json.dumps(known, indent=4) + "\n")
 
     options = {**plan.overrides, "dataset_dir": plan.dataset_dir, "ckpt_dir": folder}
     files = plan.files(cell)
-    if not (folder / "model_final.pt").is_file():
+    needed = () if (evaluation / "cases.csv").is_file() else ("model_final.pt", CHECKPOINTS[plan.checkpoint])
+    if not all((folder / name).is_file() for name in needed):
         training = {**options, "output_dir": folder, "num_labeled": cell.labels, "seed": cell.seed}
         if (folder / "checkpoint.pt").is_file():
             training["resume"] = True
         started = time.monotonic()
         try:
-            run_bundle("training", files, training, folder / "training.log", environment)
+            run_bundle("training", files, training, folder / "training.log", environment, (lock,))
         finally:
             known["training_seconds"] += time.monotonic() - started
             _write(record, json.dumps(known, indent=4) + "\n")
     if not (evaluation / "cases.csv").is_file():
         files = [*files, BUNDLE / "configs" / "evaluate.json", *([plan.test_scans] if plan.test_scans else [])]
         evaluating = {**options, "output_dir": evaluation, "ckpt_path": folder / CHECKPOINTS[plan.checkpoint]}
-        run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment)
+        run_bundle("evaluating", files, evaluating, folder / "evaluating.log", environment, (lock,))
 
 
 def run_bundle(
-    run_id: str, files: Sequence[Path], options: Mapping[str, Any], log: Path, environment: Mapping[str, str]
+    run_id: str,
+    files: Sequence[Path],
+    options: Mapping[str, Any],
+    log: Path,
+    environment: Mapping[str, str],
+    inherited: Sequence[int] = (),
 ) -> None:
     """One command of the bundle, in a process of its own, whose output is appended to a log.
+
+    Args:
+        run_id: ``training`` or ``evaluating``.
+        files: of the config, one over the other.
+        options: keys of the config that come after them.
+        log: file.
+        environment: variables of the process.
+        inherited: file descriptors that it keeps open.
 
     Raises:
         CellError: when it fails; the sentence has the last line of its output.
@@ -309,7 +412,7 @@ def run_bundle(
     ]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     with log.open("a") as file:
-        process = subprocess.Popen(command, cwd=BUNDLE, env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen(command, cwd=BUNDLE, env=environment, stdout=file, stderr=file, pass_fds=inherited)
         _running.add(process)
         code = process.wait()
         _running.discard(process)
@@ -322,15 +425,13 @@ def _test_scans(folder: Path, used: Sequence[str], output: Path) -> Path:
     """An override file that evaluates on all labeled scans of a folder, none of which training may have seen."""
     cases = find_cases(folder)
     chosen = [*cases.labeled, *cases.validation]
-    names = {Path(image).name for image in used}
-    contents = {_digest(Path(image).read_bytes()) for image in used}
-    seen = sorted(
-        Path(case["image"]).name
-        for case in chosen
-        if Path(case["image"]).name in names or _digest(Path(case["image"]).read_bytes()) in contents
-    )
+    contents = {_content(image) for image in used}
+    seen = sorted(Path(case["image"]).name for case in chosen if _content(case["image"]) in contents)
     if seen:
         raise SystemExit(f"{folder}: {', '.join(seen)} are training or validation scans too: expected others.")
+    names = {Path(image).name for image in used}
+    if namesakes := [name for case in chosen if (name := Path(case["image"]).name) in names]:
+        print(f"{folder}: {len(namesakes)} scans have names of training or validation scans, but other contents.")
     output.mkdir(parents=True, exist_ok=True)
     path = output / "test_scans.json"
     _write(path, json.dumps({"validate#dataset#data": chosen}, indent=4) + "\n")
@@ -351,7 +452,7 @@ def _report(plan: Plan, cells: Sequence[Cell], baselines: Sequence[str]) -> None
             writer.writerows({**of_all, **row} for row in of_cell)
     os.replace(temporary, plan.output_dir / "results.csv")
     seconds = {cell: json.loads((plan.folder(cell) / "cell.json").read_text())["training_seconds"] for cell in cells}
-    answers = {cell: plan.answer(cell) for cell in cells}
+    answers = {cell: str(plan.config(cell)["answer"]) for cell in cells}
     scored = {cell: [row for row in of_cell if row["task"] == answers[cell]] for cell, of_cell in rows.items()}
     foreground = {cell: foreground_found(plan.folder(cell) / "training.log") for cell in cells}
     table = _table(scored, answers, foreground, seconds, baselines)
@@ -471,11 +572,13 @@ def _caption(plan: Plan, scored: Mapping[Cell, list[Row]]) -> str:
     scans = len({row["case"] for rows in scored.values() for row in rows})
     kind = "TEST" if plan.test_scans else "validation"
     changed = ", ".join(f"{name} = {value}" for name, value in plan.overrides.items()) or "none"
+    config = plan.config(next(iter(scored)))
+    length = f"{config['epochs']} epochs of {config['iterations_per_epoch']} iterations"
     chosen = {"last": "the last checkpoint", "best": "the checkpoint that is best on the validation scans"}
     return (
-        f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training, the answer that "
-        "is its method's. Mean ± standard deviation over the seeds of the mean over cases; a class that was missed has "
-        "Dice 0 and no distance. "
+        f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training of {length}, the "
+        "answer that is its method's. Mean ± standard deviation over the seeds of the mean over cases; a class that "
+        "was missed has Dice 0 and no distance. "
         "Differences are paired by seed and case, in points of Dice; their interval is a percentile bootstrap over the "
         f"cases ({RESAMPLES} resamples). Foreground: what is found on the unlabeled scans in the last epoch, over what "
         "the labels have; near 0 a training has collapsed. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import shutil
 import signal
@@ -72,18 +73,24 @@ def test_cells_run_once_resume_and_are_reported(run: Run, tmp_path: Path, capsys
     table = (out / "table.md").read_text()
     with pytest.raises(SystemExit, match="run with another overrides: expected the same, or an empty folder"):
         run(overrides={**TINY, "learning_rate": 0.1})
-    run(overrides={**TINY, "learning_rate": 0.1}, report_only=True)
+    with pytest.raises(SystemExit, match=r"no finished cell of this comparison: .* run with another overrides"):
+        run(overrides={**TINY, "learning_rate": 0.1}, report_only=True)
     assert (out / "table.md").read_text() == table
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pt")} == before
 
 
 def test_best_checkpoint_and_the_last_look_at_test_scans(data: Path, run: Run, tmp_path: Path) -> None:
-    run(methods="supervised", checkpoint="best", evaluate_on_test_scans=str(data / "unseen"))
+    # Two data sets may number their scans alike.
+    unseen = tmp_path / "unseen"
+    for folder in ("images", "labels"):
+        shutil.copytree(data / "unseen" / folder, unseen / folder)
+        (unseen / folder / "unseen_00.nii.gz").rename(unseen / folder / "val_00.nii.gz")
+    run(methods="supervised", checkpoint="best", evaluate_on_test_scans=str(unseen))
     out = tmp_path / "out"
     table = (out / "table.md").read_text()
     assert "3 TEST scans; the checkpoint that is best on the validation scans" in table
     with (out / "results.csv").open(newline="") as file:
-        assert {row["case"] for row in csv.DictReader(file)} == {"unseen_00", "unseen_01", "unseen_02"}
+        assert {row["case"] for row in csv.DictReader(file)} == {"val_00", "unseen_01", "unseen_02"}
     assert not list(out.rglob("validation-*"))
 
 
@@ -121,6 +128,33 @@ def test_stopped_it_leaves_no_training_behind(data: Path, root: Path, tmp_path: 
     assert (folder / "training.log").read_bytes() == log and not (folder / "model_final.pt").exists()
 
 
+def test_results_are_those_of_the_scans_wherever_they_lie(
+    run: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(methods="supervised")
+    moved = Path(shutil.copytree(data, tmp_path / "elsewhere"))
+    common = {"methods": ["supervised", "dbisl"], "labels": 2, "seeds": 0, "overrides": TINY, "report_only": True}
+    capsys.readouterr()
+    benchmark(str(moved), str(tmp_path / "out"), **common)
+    printed = capsys.readouterr().out
+    assert "dbisl-2-0 is left out: it was not run" in printed and "| 2 | supervised | segmentation | 1 |" in printed
+    assert "each training of 2 epochs of 1 iterations" in printed
+    labels = sorted((moved / "labels").iterdir())
+    shutil.copy(labels[1], labels[0])
+    with pytest.raises(SystemExit, match=r"no finished cell .* supervised-2-0 is left out: .* another scans"):
+        benchmark(str(moved), str(tmp_path / "out"), **common)
+
+
+def test_a_folder_is_trained_in_by_one_at_a_time(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "cells" / "supervised-2-0"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="supervised-2-0 is in use: expected no other benchmark or training in it"):
+            run(methods="supervised")
+    assert not (folder / "training.log").exists()
+
+
 def test_failing_cell_is_named_with_its_reason(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         run(methods="supervised", overrides={"learning_rat": 0.1})
@@ -134,11 +168,11 @@ def test_gpus_are_those_that_the_caller_may_see(run: Run, monkeypatch: pytest.Mo
     seen = []
 
     def record(*arguments: Any) -> None:
-        seen.append(arguments[-1]["CUDA_VISIBLE_DEVICES"])
+        seen.append(arguments[4]["CUDA_VISIBLE_DEVICES"])
         raise CellError("seen")
 
     monkeypatch.setattr("scripts.benchmark.run_bundle", record)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-a")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-a,-1,5")
     with pytest.raises(SystemExit, match="seen"):
         run(jobs=None)
     assert set(seen) <= {"3", "MIG-a"} and len(seen) == 2
@@ -148,7 +182,7 @@ def test_threads_are_shared_unless_their_number_is_given(run: Run, monkeypatch: 
     seen = []
 
     def record(*arguments: Any) -> None:
-        seen.append(arguments[-1]["OMP_NUM_THREADS"])
+        seen.append(arguments[4]["OMP_NUM_THREADS"])
         raise CellError("seen")
 
     monkeypatch.setattr("scripts.benchmark.run_bundle", record)
@@ -166,7 +200,15 @@ def test_threads_are_shared_unless_their_number_is_given(run: Run, monkeypatch: 
     ("options", "message"),
     [
         ({"methods": ["magic"]}, r"methods has \['magic'\]: expected some of"),
+        ({"baselines": "superviced"}, r"baselines has \['superviced'\]: expected some of"),
         ({"checkpoint": "first"}, "checkpoint is 'first': expected one of"),
+        ({"labels": ["few"]}, r"labels has \['few'\]: expected whole numbers from 1 or 'all'"),
+        ({"labels": [0, "all", 1.5]}, r"labels has \[0, 'all', 1.5\]: expected whole numbers from 1"),
+        ({"seeds": "a"}, r"seeds has \['a'\]: expected whole numbers from 0"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"config_file": "nothing.yaml"}, r"config_file .*nothing\.yaml is no file"),
+        ({"overrides": [1]}, r"overrides is \[1\]: expected keys of the config with their values"),
+        ({"overrides": {"seed": 3}}, r"overrides has \['seed'\]: expected none of .* which each cell sets"),
         ({"labels": [2, 4]}, "labels has 4: expected at most 3, the labeled scans of .*data"),
         (
             {"methods": ["dbisl", "dtc"], "overrides": {"loss_weights#regression": 0.3}},
