@@ -274,7 +274,7 @@ def test_copy_paste_without_a_teacher_is_refused() -> None:
 def test_guard_holds_the_unlabeled_terms_until_the_foreground_is_back(caplog: pytest.LogCaptureFixture) -> None:
     loss = make_loss()
     ramp = Ramp(warm_up=0, length=0)
-    guard = CollapseGuard(ramp=ramp, min_ratio=0.2)
+    guard = CollapseGuard(ramp=ramp, min_ratio=0.2, max_ratio=3.0)
     # Fraction of foreground on the unlabeled scans by epoch, with 0.1 in the labels: fine, collapsed twice, recovered,
     # everywhere, recovered.
     fractions = [0.05, 0.01, 0.019, 0.021, 0.31, 0.29, 0.1]
@@ -304,7 +304,7 @@ def test_guard_knows_that_slices_without_the_structure_are_rarely_annotated() ->
         return {"terms": {name: torch.tensor(value) for name, value in terms.items()}, "classes": torch.ones(2, 2)}
 
     engine = Engine(iteration)
-    CollapseGuard(ramp=ramp).attach(engine)
+    CollapseGuard(ramp=ramp, min_ratio=0.2, max_ratio=3.0).attach(engine)
     engine.run([0])
     assert not ramp.held
     terms["foreground_unlabeled"] = 0.009
@@ -317,7 +317,7 @@ def test_guard_names_a_class_that_is_no_longer_found(caplog: pytest.LogCaptureFi
     classes = torch.tensor([[0.8, 0.1, 0.1], [0.7, 0.29, 0.01]])
     terms = {"foreground_labeled": classes[0, 1:].sum(), "foreground_unlabeled": classes[1, 1:].sum()}
     engine = Engine(lambda engine, batch: {"terms": terms, "classes": classes})
-    CollapseGuard(ramp=ramp).attach(engine)
+    CollapseGuard(ramp=ramp, min_ratio=0.2, max_ratio=3.0).attach(engine)
     engine.run([0, 1])
     (message,) = [record.message for record in caplog.records]
     assert message == (
@@ -328,7 +328,7 @@ def test_guard_names_a_class_that_is_no_longer_found(caplog: pytest.LogCaptureFi
 
 def test_guard_waits_for_the_end_of_the_warm_up() -> None:
     ramp = Ramp(warm_up=4, length=0)
-    guard = CollapseGuard(ramp=ramp)
+    guard = CollapseGuard(ramp=ramp, min_ratio=0.2, max_ratio=3.0)
     terms = {"foreground_labeled": torch.tensor(0.1), "foreground_unlabeled": torch.tensor(0.0)}
     engine = Engine(lambda engine, batch: {"terms": terms})
     RampUp(loss=make_loss(), ramp=ramp).attach(engine)
@@ -336,7 +336,7 @@ def test_guard_waits_for_the_end_of_the_warm_up() -> None:
     engine.run([0, 1], max_epochs=2)
     assert not ramp.held
     with pytest.raises(ValueError, match="expected 0 <= min_ratio < 1 < max_ratio"):
-        CollapseGuard(ramp=ramp, min_ratio=1.0)
+        CollapseGuard(ramp=ramp, min_ratio=1.0, max_ratio=3.0)
 
 
 def test_ramp_moves_before_each_iteration() -> None:

@@ -71,7 +71,7 @@ class CollapseGuard:
         max_ratio: infinity holds nothing for too much.
     """
 
-    def __init__(self, *, ramp: Ramp, min_ratio: float = 0.2, max_ratio: float = 3.0) -> None:
+    def __init__(self, *, ramp: Ramp, min_ratio: float, max_ratio: float) -> None:
         if not 0 <= min_ratio < 1 < max_ratio:
             raise ValueError(f"expected 0 <= min_ratio < 1 < max_ratio, got {min_ratio} and {max_ratio}.")
         self.ramp = ramp
