@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -206,7 +206,8 @@ def benchmark(
     finished = [cell for cell, why in missing.items() if why is None]
     if report_only:
         left_out = [f"{cell.name} is left out: {why}." for cell, why in missing.items() if why is not None]
-        print("\n".join(left_out))
+        for sentence in left_out:
+            print(sentence)
         if not finished:
             raise SystemExit(f"{output} has no finished cell of this comparison: {left_out[0]}")
     if finished:
@@ -325,9 +326,10 @@ def _run_cells(plan: Plan, cells: Sequence[Cell], jobs: int | None) -> list[str]
             # Those that wait are not started; those that run go on from their last checkpoint another time.
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            while wait(futures, timeout=0.2).not_done:  # one may have been about to start its training
+            while not all(future.done() for future in futures):  # one may have been about to start its training
                 for process in list(_running):
                     process.terminate()
+                time.sleep(0.2)
             raise
     return failures
 

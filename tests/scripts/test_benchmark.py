@@ -113,7 +113,13 @@ def test_stopped_training_goes_on_where_it_was(run: Run, tmp_path: Path, monkeyp
 
 def test_stopped_it_leaves_no_training_behind(data: Path, root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "scripts/benchmark.py", f"--dataset_dir={data}", f"--output_dir={tmp_path / 'out'}"]
-    command += ["--methods=supervised", "--labels=2", "--seeds=0", f"--overrides={ {**TINY, 'epochs': 10_000} }"]
+    command += [
+        "--methods=supervised",
+        "--labels=2",
+        "--seeds=[0,1]",
+        "--jobs=1",
+        f"--overrides={ {**TINY, 'epochs': 10_000} }",
+    ]
     paths = os.pathsep.join([str(root), str(root / "bundle")])
     process = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""})
     folder = tmp_path / "out" / "cells" / "supervised-2-0"
@@ -126,6 +132,7 @@ def test_stopped_it_leaves_no_training_behind(data: Path, root: Path, tmp_path: 
     log = (folder / "training.log").read_bytes()
     time.sleep(2)
     assert (folder / "training.log").read_bytes() == log and not (folder / "model_final.pt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # the one that waited was not begun
 
 
 def test_results_are_those_of_the_scans_wherever_they_lie(
