@@ -120,7 +120,8 @@ class Plan:
             for stream in (cases.labeled, cases.unlabeled, cases.validation)
         ]
         scans = _digest(json.dumps(streams).encode())
-        return {"version": version, "scans": scans, "configs": digests, "overrides": self.overrides}
+        overrides = {key: value for key, value in self.overrides.items() if key != "datalist"}  # counts in its scans
+        return {"version": version, "scans": scans, "configs": digests, "overrides": overrides}
 
     def changed(self, cell: Cell, known: Mapping[str, Any]) -> str:
         """Names of what is not as it was when the cell was run."""
@@ -176,7 +177,7 @@ def benchmark(
     methods, labels, seeds, baselines = (ensure_tuple(value) for value in (methods, labels, seeds, baselines))
     files = [Path(file).resolve() for file in ensure_tuple(config_file)]
     overrides = {} if overrides is None else overrides
-    _require_choices(methods, labels, seeds, baselines, files, overrides, checkpoint)
+    _require_choices(methods, labels, seeds, baselines, files, overrides, checkpoint, jobs)
     output = Path(output_dir).resolve()
     options = json.loads(json.dumps(overrides))  # as a cell's record will hold them
     if options.get("datalist") and Path(options["datalist"]).is_file():
@@ -224,6 +225,7 @@ def _require_choices(
     config_file: Sequence[Path],
     overrides: Any,
     checkpoint: str,
+    jobs: Any,
 ) -> None:
     """One sentence about the first argument that cannot be used."""
     if checkpoint not in CHECKPOINTS:
@@ -233,14 +235,15 @@ def _require_choices(
         if unknown := [method for method in chosen if method not in known]:
             raise SystemExit(f"{name} has {unknown}: expected some of {known}.")
     for name, chosen, least in (("labels", labels, 1), ("seeds", seeds, 0)):
-        if wrong := [value for value in chosen if not (type(value) is int and value >= least)]:
-            if name == "labels" and set(wrong) == {ALL}:
-                continue
-            also = f" or {ALL!r}" if name == "labels" else ""
-            raise SystemExit(f"{name} has {wrong}: expected whole numbers from {least}{also}.")
+        also = (ALL,) if name == "labels" else ()
+        if wrong := [value for value in chosen if value not in also and not (type(value) is int and value >= least)]:
+            or_all = f" or {ALL!r}" if also else ""
+            raise SystemExit(f"{name} has {wrong}: expected whole numbers from {least}{or_all}.")
     for name, chosen in (("methods", methods), ("labels", labels), ("seeds", seeds)):
         if not chosen:
             raise SystemExit(f"{name} is empty: expected at least one.")
+    if jobs is not None and not (type(jobs) is int and jobs >= 1):
+        raise SystemExit(f"jobs is {jobs!r}: expected a whole number from 1.")
     if not isinstance(overrides, Mapping):
         raise SystemExit(f"overrides is {overrides!r}: expected keys of the config with their values.")
     if taken := [key for key in overrides if key in OF_CELLS]:

@@ -90,7 +90,7 @@ class InstanceNorm(nn.Module):
             ValueError: when there is one voxel: nothing can be normalised.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 - a condition of its own: what it guards is not compiled
-            if _copied_by_pytorch(maps):
+            if not torch.jit.is_tracing() and _copied_by_pytorch(maps):
                 return _NormaliseEach.apply(maps, self.eps)
         return functional.instance_norm(maps, eps=self.eps)
 
