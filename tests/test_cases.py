@@ -376,7 +376,7 @@ class Study:
     def refusal(self, **changes: Any) -> str:
         return refusal(self.check, **changes)
 
-    def accept(self, **changes: Any) -> None:
+    def assert_accepted(self, **changes: Any) -> None:
         """Check, and see that every case was read."""
         options = {**self.options, **changes}
         counts = [len(options[name]) for name in ("labeled", "unlabeled", "validation")]
@@ -403,7 +403,7 @@ def test_good_cases_pass_and_are_counted(study: Study, caplog: pytest.LogCapture
 
 def test_only_image_and_label_are_used(study: Study) -> None:
     study.label("v").unlink()
-    study.accept(
+    study.assert_accepted(
         labeled=[{"image": study.image("a"), "label": study.label("a"), "note": 1}],
         unlabeled=[{"image": study.image("u"), "label": "hidden, never opened"}],
         validation=[],
@@ -413,7 +413,7 @@ def test_only_image_and_label_are_used(study: Study) -> None:
 def test_a_single_volume_may_have_a_fourth_axis(study: Study) -> None:
     write_scan(study.image("a"), np.zeros((*SHAPE, 1), np.float32))
     write_scan(study.label("b"), np.zeros((*SHAPE, 1), np.uint8))
-    study.accept()
+    study.assert_accepted()
 
 
 def test_channels_are_the_last_axis(study: Study) -> None:
@@ -560,14 +560,14 @@ def test_label_values_that_are_no_class(study: Study, values: np.ndarray, listed
 
 def test_what_was_not_annotated_is_255(study: Study) -> None:
     write_scan(study.label("v"), np.resize(np.array([0, 1, 255], np.uint8), SHAPE))
-    study.accept()
+    study.assert_accepted()
     write_scan(study.label("v"), np.resize(np.array([0, 255], np.uint8), SHAPE))
     assert f"{study.label('v')} has no label values but 0 and 255" in study.refusal()
 
 
 def test_whole_numbers_in_a_float_label_are_fine(study: Study) -> None:
     write_scan(study.label("v"), np.ones(SHAPE, np.float64))
-    study.accept()
+    study.assert_accepted()
 
 
 def test_a_patch_far_beyond_the_largest_training_scan(study: Study) -> None:

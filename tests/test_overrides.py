@@ -49,7 +49,7 @@ class Command:
             ["/site-packages/monai/bundle/__main__.py", "run", "training", f"--config_file={config}", *options]
         )
 
-    def accept(self, *options: str, files: list[str] | None = None) -> None:
+    def assert_accepted(self, *options: str, files: list[str] | None = None) -> None:
         """Nothing to complain of, and of one wrong key beside these nothing but that one."""
         self.run(*options, files=files)
         (line,) = self.refusal("--zzz", "1", *options, files=files).splitlines()
@@ -84,15 +84,15 @@ def command(tmp_path: Path) -> Command:
     ],
 )
 def test_keys_that_the_config_has(command: Command, options: list[str]) -> None:
-    command.accept(*options)
+    command.assert_accepted(*options)
 
 
 def test_new_keys_that_something_reads(command: Command) -> None:
-    command.accept("--network_def#bias", "False")  # by a constructor
-    command.accept("--data_root", "/data")  # by an expression of the config
-    command.accept("--rate", "0.1", "--learning_rate", "@rate")  # by another override
-    command.accept("--finalize", "['$print(1)']")  # by MONAI
-    command.accept("--tracking", "mlflow", "--experiment_name", "demo")  # by MONAI's tracking
+    command.assert_accepted("--network_def#bias", "False")  # by a constructor
+    command.assert_accepted("--data_root", "/data")  # by an expression of the config
+    command.assert_accepted("--rate", "0.1", "--learning_rate", "@rate")  # by another override
+    command.assert_accepted("--finalize", "['$print(1)']")  # by MONAI
+    command.assert_accepted("--tracking", "mlflow", "--experiment_name", "demo")  # by MONAI's tracking
 
 
 @pytest.mark.parametrize("form", [["--epoch", "5"], ["--epoch=5"], ["--epoch"], ["-epoch", "5"]])
@@ -170,9 +170,9 @@ def test_override_files_may_override_and_add_what_is_read(command: Command) -> N
             "_meta_": {"version": "1.0.0"},
         },
     )
-    command.accept("--base", "3", files=[method])
+    command.assert_accepted("--base", "3", files=[method])
     later = command.write("later.json", {"base": 4, "loss_weights#boundary": 0.2})
-    command.accept(files=[method, later])
+    command.assert_accepted(files=[method, later])
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_a_misspelled_key_in_an_override_file(command: Command, content: dict[st
 def test_macros_that_bring_in_another_file(command: Command) -> None:
     other = command.write("other.json", {"optimizer": {"lr": "@rate"}})
     method = command.write("method.json", {"rate": 0.1, "scale": f"%{other}#optimizer"})
-    command.accept(files=[method])
-    command.accept("--scale", f"%{other}::optimizer", "--rate", "2")
+    command.assert_accepted(files=[method])
+    command.assert_accepted("--scale", f"%{other}::optimizer", "--rate", "2")
 
 
 def test_relative_references_count(command: Command) -> None:
-    command.accept(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
+    command.assert_accepted(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
 
 
 def test_an_unquoted_list_ends_as_init_id(command: Command) -> None:
