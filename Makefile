@@ -75,7 +75,7 @@ studies-given:
 	@test -n "$(STUDIES)" || { echo "make annotate needs a folder of scans: make annotate STUDIES=folder" >&2; exit 1; }
 
 rollback: $(LABEL_STAMP) ## Serve the weights again that were served before the last training
-	cd bundle && ../$(LABEL_BIN)/python -m dbisl.versions restore models $(ARGS)
+	$(LABEL_BIN)/python $(LABEL_APP)/versions.py restore bundle/models $(ARGS)
 
 test-server: $(LABEL_STAMP) ## Run the tests that need the annotation server
 	@$(LABEL_PIP_INSTALL) "$$(grep '^pytest==' requirements.lock)"

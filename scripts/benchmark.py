@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from dbisl.cases import find_cases
+from dbisl.data import find_cases
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 ALL = "all"

@@ -25,8 +25,8 @@ from scipy.optimize import nnls
 from torch import nn
 from torch.nn import functional
 
+from dbisl.bridge import SegmentationToSDM, signed_distance_map
 from dbisl.networks import DualTaskVNet
-from dbisl.task_transforms import SegmentationToSDM, signed_distance_map
 
 BAND = 5
 REACH = BAND + 0.5

@@ -24,7 +24,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
 from monai.networks import one_hot
 
-from dbisl.host_memory import keep_freed_memory
+from dbisl.utils import keep_freed_memory
 
 Network = Callable[[torch.Tensor], Any]
 Way = Callable[[torch.Tensor, Network], torch.Tensor]

@@ -31,14 +31,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dbisl.copy_paste import CopyPaste
-from dbisl.distributed import synchronise_batch_norm
+from dbisl.bridge import SDMToSegmentation, SegmentationToSDM
+from dbisl.data import CopyPaste
+from dbisl.engines import SemiSupervisedTrainer
 from dbisl.handlers import MeanTeacher
-from dbisl.host_memory import keep_freed_memory
 from dbisl.losses import DBiSLLoss
 from dbisl.networks import DualTaskVNet
-from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
-from dbisl.trainer import SemiSupervisedTrainer
+from dbisl.utils import keep_freed_memory, synchronise_batch_norm
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 BAND = 5.0

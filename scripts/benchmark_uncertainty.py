@@ -24,8 +24,8 @@ from monai.bundle import ConfigParser
 from scipy.ndimage import binary_dilation
 from scipy.stats import rankdata, spearmanr
 
-from dbisl.cases import find_cases
-from dbisl.losses import normalised_entropy
+from dbisl.bridge import normalised_entropy
+from dbisl.data import find_cases
 from dbisl.transforms import FuseTasksd
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"

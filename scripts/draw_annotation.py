@@ -22,9 +22,8 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.cases import UNKNOWN, find_cases
-from dbisl.partial_labels import mark_unannotated_slices
-from dbisl.scan_scores import ScanScores
+from dbisl.data import UNKNOWN, find_cases, mark_unannotated_slices
+from dbisl.engines import ScanScores
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 COLOURS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive", "tab:purple")

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.cases import UNKNOWN, find_cases
+from dbisl.data import UNKNOWN, find_cases
 
 
 def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> None:

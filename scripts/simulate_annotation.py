@@ -26,8 +26,8 @@ import fire
 from matplotlib.figure import Figure
 from monai.utils import ensure_tuple
 
-from dbisl.cases import Cases, find_cases
-from dbisl.scan_scores import ScanScores
+from dbisl.data import Cases, find_cases
+from dbisl.engines import ScanScores
 from scripts.benchmark import BUNDLE, case_means, read_cases, run_bundle
 
 STRATEGIES = ("uncertainty", "random", "entropy")

@@ -9,8 +9,8 @@ import torch
 from monai.losses import DiceCELoss
 from torch.nn import functional
 
-from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss, dice_cross_entropy, harden, normalised_entropy
-from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM, signed_distance_map
+from dbisl.bridge import SDMToSegmentation, SegmentationToSDM, harden, normalised_entropy, signed_distance_map
+from dbisl.losses import LABELED_TERMS, TERMS, DBiSLLoss, dice_cross_entropy
 
 CLASSES, SIZE = 3, (8, 10, 8)
 

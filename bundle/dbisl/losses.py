@@ -7,7 +7,6 @@ the same loss is a supervised V-Net, a dual-task network, or DTC (Luo et al., AA
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -15,13 +14,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dbisl.distributed import sum_over_ranks
-from dbisl.task_transforms import SDMToSegmentation, SegmentationToSDM
+from dbisl.bridge import SDMToSegmentation, SegmentationToSDM, harden, normalised_entropy
+from dbisl.utils.distributed import sum_over_ranks
 
 LABELED_TERMS = ("segmentation", "regression", "segmentation_across", "regression_across")
+
+
 CONSISTENCY_TERMS = ("consistency_segmentation", "consistency_regression")
+
+
 PSEUDO_TERMS = ("pseudo_segmentation", "pseudo_segmentation_across", "pseudo_regression")
+
+
 TERMS = (*LABELED_TERMS, *CONSISTENCY_TERMS, *PSEUDO_TERMS)
+
 
 SMOOTH = 1e-5
 """Added to both parts of the Dice ratio, as MONAI does: an absent and unpredicted class costs nothing."""
@@ -324,15 +330,3 @@ def _mean_absolute_error(maps: torch.Tensor, target: torch.Tensor, counted: torc
 def _mean_squared_error(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     squares = [functional.mse_loss(one, other, reduction="sum") for one, other in pairs]
     return torch.stack(squares).sum() / sum(one.numel() for one, _ in pairs)
-
-
-def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Predictive entropy over ``log K``: ``B x K x *spatial`` to ``B x 1 x *spatial`` in [0, 1]."""
-    return torch.special.entr(probabilities).sum(dim=1, keepdim=True) / math.log(probabilities.shape[1])
-
-
-def harden(probabilities: torch.Tensor) -> torch.Tensor:
-    """The most probable class, one-hot: ``B x K x *spatial`` to the same shape."""
-    # By maximum and index of a max: argmax alone is ten times slower on the CPU.
-    one_hot = torch.zeros_like(probabilities)
-    return one_hot.scatter_(1, probabilities.max(dim=1, keepdim=True).indices, 1)

@@ -32,9 +32,9 @@ from monailabel.utils.others.generic import name_to_device, strtobool
 BUNDLE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(BUNDLE))
 
-from dbisl.cases import InputError  # noqa: E402
-from dbisl.partial_labels import mark_file  # noqa: E402
-from dbisl.scan_scores import ScanScores  # noqa: E402
+from dbisl.data import mark_file  # noqa: E402
+from dbisl.engines import ScanScores  # noqa: E402
+from dbisl.utils import InputError  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

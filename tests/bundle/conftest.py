@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scripts.make_demo_data import make_demo_data
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-TINY = {"epochs": 2, "iterations_per_epoch": 2, "network_def#features": 4, "val_interval": 1, "log_interval": 1}
+from tests.bundle.commands import TINY, Run
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ from monai.transforms import SaveImage
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from dbisl.archive import ArchiveEvaluator, WholeNibabelWriter
-from dbisl.cases import InputError
+from dbisl.engines import ArchiveEvaluator
 from dbisl.networks import DualTaskVNet
+from dbisl.transforms import WholeNibabelWriter
+from dbisl.utils import InputError
 
 Segment = Callable[..., None]
 Report = Callable[[], list[dict[str, str]]]

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Run  # type: ignore[import-not-found]
+
+from tests.bundle.commands import TINY, Run
 
 EVALUATE = ["configs/train.json", "configs/evaluate.json"]
 

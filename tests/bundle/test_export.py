@@ -13,9 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dbisl.cases import InputError
-from dbisl.exported import load_exported
-from dbisl.networks import DualTaskVNet
+from dbisl.networks import DualTaskVNet, load_exported
+from dbisl.utils import InputError
 
 SIZES = [(16, 16, 16), (24, 40, 32), (40, 56, 40)]
 

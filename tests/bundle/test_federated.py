@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY  # type: ignore[import-not-found]
 from ignite.engine import Events
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, ModelType, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
+from dbisl.engines import SemiSupervisedTrainer
 from dbisl.networks import DualTaskVNet
-from dbisl.trainer import SemiSupervisedTrainer
 from scripts.make_demo_data import make_demo_data
+from tests.bundle.commands import TINY
 
 Weights = dict[str, torch.Tensor]
 

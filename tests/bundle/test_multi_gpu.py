@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run  # type: ignore[import-not-found]
 
 from scripts.make_demo_data import make_demo_data
+from tests.bundle.commands import TINY, Run
 
 TRAIN = ["configs/train.json"]
 MULTI_GPU = [*TRAIN, "configs/multi_gpu_train.json"]

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY  # type: ignore[import-not-found]
 
 import dbisl
 from scripts.package import package
+from tests.bundle.commands import TINY
 
 DOCUMENTS = ("README.md", "bundle/docs/README.md")
 SHORT = {**TINY, "epochs": 1, "iterations_per_epoch": 1}

@@ -8,7 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import TINY, Run  # type: ignore[import-not-found]
+
+from tests.bundle.commands import TINY, Run
 
 ATRIUM = "configs/datasets/la_1.25mm.yaml"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run  # type: ignore[import-not-found]
 from monai.bundle import ConfigParser
+
+from tests.bundle.commands import Run
 
 
 def test_weights_are_a_plain_state_dict_of_the_default_network(root: Path) -> None:

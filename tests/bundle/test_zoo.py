@@ -51,9 +51,12 @@ def test_zip_holds_what_is_committed_under_the_bundles_name(repository: Path, ar
         assert {name.split("/")[0] for name in names} == {"dbisl"}
         for name in names:
             assert content.read(name) == (repository / "bundle" / name.removeprefix("dbisl/")).read_bytes()
-    assert {"dbisl/LICENSE", "dbisl/models/model.pt", "dbisl/dbisl/networks.py", "dbisl/configs/train.json"} <= set(
-        names
-    )
+    assert {
+        "dbisl/LICENSE",
+        "dbisl/models/model.pt",
+        "dbisl/dbisl/networks/vnet.py",
+        "dbisl/configs/train.json",
+    } <= set(names)
     sums = json.loads(archive.with_suffix(".json").read_text())[archive.stem]
     assert sums["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     assert package(str(tmp_path), str(repository)).read_bytes() == archive.read_bytes()

@@ -25,8 +25,8 @@ pytest.importorskip("monailabel", reason="needs MONAI Label: make test-server")
 import requests
 import torch
 
+from dbisl.handlers import ModelVersions
 from dbisl.networks import DualTaskVNet
-from dbisl.versions import ModelVersions
 from scripts.make_demo_data import make_demo_data
 
 FEATURES, PATCH = 4, [24, 24, 24]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dbisl.cases import check_cases, find_cases
+from dbisl.data import check_cases, find_cases
 from scripts.make_demo_data import make_demo_data
 from scripts.make_partial_labels import make_partial_labels
 

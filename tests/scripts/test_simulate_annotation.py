@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dbisl.scan_scores import ScanScores
+from dbisl.engines import ScanScores
 from scripts.benchmark import BUNDLE
 from scripts.make_demo_data import make_demo_data
 from scripts.simulate_annotation import simulate

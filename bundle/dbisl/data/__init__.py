@@ -1,0 +1,31 @@
+"""Which scans there are, whether they can be used, and how training reads them."""
+
+from dbisl.data.cache import hash_case
+from dbisl.data.cases import Cases, find_cases
+from dbisl.data.checks import check_cases
+from dbisl.data.copy_paste import CopyPaste
+from dbisl.data.dicom import DicomSeriesReader, is_dicom_series
+from dbisl.data.nifti import is_nifti, read_nifti
+from dbisl.data.partial_labels import UNKNOWN, mark_file, mark_unannotated_slices, unlabeled_scans
+from dbisl.data.scans import check_image, find_images
+from dbisl.data.streams import EndlessSampler, TwoStreamLoader
+
+__all__ = [
+    "UNKNOWN",
+    "Cases",
+    "CopyPaste",
+    "DicomSeriesReader",
+    "EndlessSampler",
+    "TwoStreamLoader",
+    "check_cases",
+    "check_image",
+    "find_cases",
+    "find_images",
+    "hash_case",
+    "is_dicom_series",
+    "is_nifti",
+    "mark_file",
+    "mark_unannotated_slices",
+    "read_nifti",
+    "unlabeled_scans",
+]

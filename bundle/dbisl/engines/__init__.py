@@ -1,0 +1,18 @@
+"""The workflows: semi-supervised training, inference over many scans, and how unsure a model is of a scan."""
+
+from dbisl.engines.archive import ArchiveDataset, ArchiveEvaluator, check_options, unfinished
+from dbisl.engines.report import ArchiveReport, ScanResult
+from dbisl.engines.trainer import NotFiniteError, SemiSupervisedTrainer
+from dbisl.engines.uncertainty import ScanScores
+
+__all__ = [
+    "ArchiveDataset",
+    "ArchiveEvaluator",
+    "ArchiveReport",
+    "NotFiniteError",
+    "ScanResult",
+    "ScanScores",
+    "SemiSupervisedTrainer",
+    "check_options",
+    "unfinished",
+]

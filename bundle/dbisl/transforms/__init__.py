@@ -1,0 +1,25 @@
+"""MONAI dictionary transforms: the regression's target, what becomes of a prediction, and its files."""
+
+from dbisl.transforms.postprocessing import (
+    ClassesOnGridd,
+    Entropyd,
+    FuseTasksd,
+    KeepLargestComponentd,
+    KnownVoxelsd,
+)
+from dbisl.transforms.spacing import SpacingOfImagesd
+from dbisl.transforms.targets import SignedDistanceMapd
+from dbisl.transforms.writers import SaveMapsd, ScanLayout, WholeNibabelWriter
+
+__all__ = [
+    "ClassesOnGridd",
+    "Entropyd",
+    "FuseTasksd",
+    "KeepLargestComponentd",
+    "KnownVoxelsd",
+    "SaveMapsd",
+    "ScanLayout",
+    "SignedDistanceMapd",
+    "SpacingOfImagesd",
+    "WholeNibabelWriter",
+]
