@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.data import UNKNOWN, find_cases, mark_unannotated_slices
+from dbisl.data import IGNORE_LABEL, find_cases, mark_unannotated_slices
 from dbisl.engines import ScanScores
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
@@ -60,8 +60,8 @@ def draw(dataset_dir: str, output: str, every: int = 4) -> None:
     _segments(truth, label[:, :, depth])
     _slice(partial, image[side], "or some slices only (from the side)")
     marked = mark_unannotated_slices(some_slices)[side]
-    _segments(partial, np.where(marked == UNKNOWN, 0, marked))
-    partial.imshow(np.rot90(np.ma.masked_not_equal(marked, UNKNOWN)), cmap=ListedColormap(["black"]), alpha=0.45)
+    _segments(partial, np.where(marked == IGNORE_LABEL, 0, marked))
+    partial.imshow(np.rot90(np.ma.masked_not_equal(marked, IGNORE_LABEL)), cmap=ListedColormap(["black"]), alpha=0.45)
     temporary = Path(output).with_name(f".{os.getpid()}.png")
     figure.savefig(temporary, dpi=80)
     os.replace(temporary, output)

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.data import UNKNOWN, find_cases
+from dbisl.data import IGNORE_LABEL, find_cases
 
 
 def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> None:
@@ -49,7 +49,7 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
         label = cast(SpatialImage, nib.load(case["label"]))
         classes = np.asanyarray(label.dataobj).astype(np.uint8)
         annotated = np.arange(classes.shape[2]) % every == every // 2
-        classes[:, :, ~annotated] = UNKNOWN
+        classes[:, :, ~annotated] = IGNORE_LABEL
         shares.append(annotated.mean())
         header = label.header.copy()
         header.set_data_dtype(np.uint8)

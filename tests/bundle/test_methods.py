@@ -88,13 +88,13 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
 
     assert set(trainer.state.output["terms"]) & set(TERMS) == terms
     assert bool(taught) == asks_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
-    assert (parser.get_parsed_content("served_network") is not network) == serves_teacher
+    assert (parser.get_parsed_content("eval_network") is not network) == serves_teacher
     assert (asks_teacher and trainer.copy_paste.prob > 0) == pastes
     assert isinstance(network, DualTaskVNet)
     assert parser.get_parsed_content("answer") == ("segmentation" if method in OF_SEGMENTATION else "fused")
     assert network.dual != (terms <= {"segmentation", "pseudo_segmentation"})
     served = torch.load(tmp_path / "model_final.pt", weights_only=True)
-    expected = parser.get_parsed_content("served_network").state_dict()
+    expected = parser.get_parsed_content("eval_network").state_dict()
     assert all(torch.equal(served[name], expected[name]) for name in expected)
 
 
@@ -117,7 +117,7 @@ def test_patches_are_as_many_without_unlabeled_scans(root: Path, demo_data: Path
 
 
 def test_teacher_learns_although_the_student_is_served(root: Path, demo_data: Path, tmp_path: Path) -> None:
-    workflow = prepare(root, demo_data, tmp_path, **{"network_def#features": 4, "served_network": "@network"})
+    workflow = prepare(root, demo_data, tmp_path, **{"network_def#features": 4, "eval_network": "@network"})
     workflow.initialize()
     teacher = workflow.parser.get_parsed_content("train#trainer").teacher
     before = [parameter.clone() for parameter in teacher.parameters()]

@@ -305,10 +305,10 @@ def test_guard_knows_that_slices_without_the_structure_are_rarely_annotated() ->
     engine = Engine(iteration)
     CollapseGuard(ramp=ramp, min_ratio=0.2, max_ratio=3.0).attach(engine)
     engine.run([0])
-    assert not ramp.held
+    assert not ramp.paused
     terms["foreground_unlabeled"] = 0.009
     engine.run([0])
-    assert ramp.held
+    assert ramp.paused
 
 
 def test_guard_names_a_class_that_is_no_longer_found(caplog: pytest.LogCaptureFixture) -> None:
@@ -322,7 +322,7 @@ def test_guard_names_a_class_that_is_no_longer_found(caplog: pytest.LogCaptureFi
     assert message == (
         "epoch 1: the unlabeled scans show 10% of what the labels show of class 2 (expected at least 20%)."
     )
-    assert not ramp.held
+    assert not ramp.paused
 
 
 def test_guard_waits_for_the_end_of_the_warm_up() -> None:
@@ -333,7 +333,7 @@ def test_guard_waits_for_the_end_of_the_warm_up() -> None:
     RampUp(loss=make_loss(), ramp=ramp).attach(engine)
     guard.attach(engine)
     engine.run([0, 1], max_epochs=2)
-    assert not ramp.held
+    assert not ramp.paused
     with pytest.raises(ValueError, match="expected 0 <= min_ratio < 1 < max_ratio"):
         CollapseGuard(ramp=ramp, min_ratio=1.0, max_ratio=3.0)
 

@@ -66,10 +66,10 @@ def test_goes_on_where_it_stopped() -> None:
 
 def test_held_it_is_zero() -> None:
     ramp, resumed = (Ramp(warm_up=0, length=0) for _ in range(2))
-    ramp.held = True
+    ramp.paused = True
     resumed.load_state_dict(ramp.state_dict())
     assert resumed.factor(1) == 0 and not resumed.waiting
-    resumed.held = False
+    resumed.paused = False
     assert resumed.factor(2) == 1
 
 

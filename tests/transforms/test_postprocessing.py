@@ -14,11 +14,11 @@ from scipy.ndimage import distance_transform_edt
 from scipy.stats import entropy
 
 from dbisl.transforms import (
-    ClassesOnGridd,
     Entropyd,
     FuseTasksd,
+    IgnoreToBackgroundd,
+    InvertArgmaxd,
     KeepLargestComponentd,
-    KnownVoxelsd,
     SignedDistanceMapd,
     SpacingOfImagesd,
 )
@@ -65,11 +65,11 @@ def test_sdm_of_a_partial_label_is_what_every_completion_agrees_on() -> None:
 def test_what_was_not_annotated_is_background_in_label_and_answer() -> None:
     label = torch.tensor([[0, 1, 255, 255, 2]])
     answer = torch.tensor([[0.1, 0.1, 0.1, 0.8, 0.2], [0.6, 0.2, 0.9, 0.1, 0.1], [0.3, 0.7, 0.0, 0.1, 0.7]])
-    data = KnownVoxelsd(["pred", "absent"], label_key="label")({"label": label, "pred": answer})
+    data = IgnoreToBackgroundd(["pred", "absent"], label_key="label")({"label": label, "pred": answer})
     assert data["label"].tolist() == [[0, 1, 0, 0, 2]]
     assert data["pred"].argmax(dim=0).tolist() == [1, 2, 0, 0, 2]
     assert torch.equal(data["pred"][:, [0, 1, 4]], answer[:, [0, 1, 4]])
-    whole = KnownVoxelsd("pred", label_key="label")({"label": label % 3, "pred": answer})
+    whole = IgnoreToBackgroundd("pred", label_key="label")({"label": label % 3, "pred": answer})
     assert torch.equal(whole["pred"], answer) and torch.equal(whole["label"], label % 3)
 
 
@@ -180,7 +180,7 @@ def test_classes_land_on_the_scans_grid_as_monais_inversion_puts_them(tmp_path: 
     noise = torch.randn(3, *case["image"].shape[1:], generator=torch.Generator().manual_seed(1))
     case["pred"] = MetaTensor(torch.softmax(2 * noise, dim=0), meta=case["image"].meta)
     inverted = Invertd("pred", forward, "image", nearest_interp=False)(case)["pred"]
-    answer = ClassesOnGridd("pred", "image", num_classes=3, slab=500)(case)
+    answer = InvertArgmaxd("pred", "image", num_classes=3, slab=500)(case)
     assert answer["pred"].shape == (1, *nib.nifti1.load(tmp_path / "a.nii").shape)
     np.testing.assert_allclose(answer["pred"].affine, nib.nifti1.load(tmp_path / "a.nii").affine, atol=1e-5)
     agree = answer["pred"] == inverted.argmax(dim=0, keepdim=True)

@@ -20,7 +20,7 @@ from nibabel.spatialimages import SpatialImage
 
 from dbisl.data.cases import _in_both
 from dbisl.data.nifti import READERS, _spatial_shape, image_problems, read_nifti, shape_text
-from dbisl.data.partial_labels import UNKNOWN
+from dbisl.data.partial_labels import IGNORE_LABEL
 from dbisl.utils.errors import MAX_REPORTED, InputError
 
 logger = logging.getLogger(__name__)
@@ -200,14 +200,14 @@ def _check_case(
 def _label_problems(path: Any, values: np.ndarray, out_channels: int) -> list[str]:
     if values.dtype.kind not in "iuf":
         return [f"{path} holds voxels of type {values.dtype}: expected whole numbers."]
-    wrong = ((values < 0) | (values >= out_channels)) & (values != UNKNOWN)
+    wrong = ((values < 0) | (values >= out_channels)) & (values != IGNORE_LABEL)
     if values.dtype.kind == "f":
         wrong |= ~(np.floor(values) == values)  # negated: NaN is unequal to everything
     if not wrong.any():
         # Many programs write a mask as 0 and 255: that must not pass for a scan in which nothing was found.
-        if (values == UNKNOWN).any() and not ((values > 0) & (values != UNKNOWN)).any():
+        if (values == IGNORE_LABEL).any() and not ((values > 0) & (values != IGNORE_LABEL)).any():
             return [
-                f"{path} has no label values but 0 and {UNKNOWN}, which stands for what was not annotated: expected "
+                f"{path} has no label values but 0 and {IGNORE_LABEL}, which stands for what was not annotated: expected "
                 "some voxels of a structure (1 or more)."
             ]
         return []
@@ -215,7 +215,7 @@ def _label_problems(path: Any, values: np.ndarray, out_channels: int) -> list[st
     listed = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
     return [
         f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} (out_channels is "
-        f"{out_channels}), or {UNKNOWN} for what was not annotated."
+        f"{out_channels}), or {IGNORE_LABEL} for what was not annotated."
     ]
 
 

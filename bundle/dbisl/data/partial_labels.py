@@ -35,13 +35,13 @@ def mark_unannotated_slices(label: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: when there is no structure in the label, or a value that is no whole number from 0 to 255.
     """
-    wrong = label[(label < 0) | (label > UNKNOWN) | (label != np.floor(label))]
+    wrong = label[(label < 0) | (label > IGNORE_LABEL) | (label != np.floor(label))]
     if wrong.size:
-        raise ValueError(f"has the value {wrong[0]:g}: expected whole numbers from 0 to {UNKNOWN}.")
-    if not ((label > 0) & (label != UNKNOWN)).any():
+        raise ValueError(f"has the value {wrong[0]:g}: expected whole numbers from 0 to {IGNORE_LABEL}.")
+    if not ((label > 0) & (label != IGNORE_LABEL)).any():
         raise ValueError("has no voxel of a structure: expected an outline in one slice at least.")
     annotated = [
-        ((label > 0) & (label != UNKNOWN)).any(axis=tuple(other for other in range(label.ndim) if other != axis))
+        ((label > 0) & (label != IGNORE_LABEL)).any(axis=tuple(other for other in range(label.ndim) if other != axis))
         for axis in range(label.ndim)
     ]
 
@@ -51,7 +51,7 @@ def mark_unannotated_slices(label: np.ndarray) -> np.ndarray:
 
     across = min(range(label.ndim), key=lambda axis: (-gaps(axis), annotated[axis].mean()))
     marked = label.astype(np.uint8)
-    np.moveaxis(marked, across, 0)[~annotated[across]] = UNKNOWN
+    np.moveaxis(marked, across, 0)[~annotated[across]] = IGNORE_LABEL
     return marked
 
 
@@ -74,7 +74,7 @@ def mark_file(path: str | os.PathLike[str]) -> None:
     os.replace(temporary, path)
 
 
-UNKNOWN = 255
+IGNORE_LABEL = 255
 """Value of a voxel in a label of which the annotator has said nothing."""
 
 
@@ -92,7 +92,7 @@ def unlabeled_scans(
     """
 
     def is_partial(case: Mapping[str, Any]) -> bool:
-        return bool((read_nifti(case["label"])[1] == UNKNOWN).any())
+        return bool((read_nifti(case["label"])[1] == IGNORE_LABEL).any())
 
     with ThreadPoolExecutor(READERS) as pool:
         partial = list(pool.map(is_partial, labeled))

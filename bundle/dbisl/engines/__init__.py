@@ -1,6 +1,6 @@
 """The workflows: semi-supervised training, inference over many scans, and how unsure a model is of a scan."""
 
-from dbisl.engines.archive import ArchiveDataset, ArchiveEvaluator, check_options, unfinished
+from dbisl.engines.archive import ArchiveDataset, ArchiveEvaluator, check_options, pending_cases
 from dbisl.engines.report import ArchiveReport, ScanResult
 from dbisl.engines.trainer import NotFiniteError, SemiSupervisedTrainer
 from dbisl.engines.uncertainty import ScanScores
@@ -14,5 +14,5 @@ __all__ = [
     "ScanScores",
     "SemiSupervisedTrainer",
     "check_options",
-    "unfinished",
+    "pending_cases",
 ]

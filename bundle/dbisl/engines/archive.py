@@ -98,7 +98,7 @@ class ArchiveEvaluator(SupervisedEvaluator):
         return ScanResult(case, SEGMENTED, volumes_ml=volumes, uncertainty=uncertainty)
 
 
-def unfinished(
+def pending_cases(
     cases: Sequence[dict[str, str]],
     report: ArchiveReport,
     layout: ScanLayout,

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dbisl.data.copy_paste import CopyPaste
-from dbisl.data.partial_labels import UNKNOWN
+from dbisl.data.partial_labels import IGNORE_LABEL
 from dbisl.losses import DBiSLLoss
 
 
@@ -139,10 +139,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         """
         # Looked for where the loader left them: on a GPU, to look is to wait.
         if labeled is None or not (
-            (labeled[Keys.LABEL] == UNKNOWN).any() or ("sdm" in labeled and labeled["sdm"].isnan().any())
+            (labeled[Keys.LABEL] == IGNORE_LABEL).any() or ("sdm" in labeled and labeled["sdm"].isnan().any())
         ):
             return label, None
-        known = label != UNKNOWN
+        known = label != IGNORE_LABEL
         return torch.where(known, label, 0), known
 
     def _to_device(self, *tensors: torch.Tensor | None) -> list[Any]:

@@ -58,8 +58,8 @@ class CollapseGuard:
             return
         self._name_missing(engine, classes)
         at_least, labeled, unlabeled = idist.all_reduce(sums).tolist()  # type: ignore[union-attr]
-        self.ramp.held = not self.min_ratio * at_least <= unlabeled <= self.max_ratio * labeled
-        if self.ramp.held:
+        self.ramp.paused = not self.min_ratio * at_least <= unlabeled <= self.max_ratio * labeled
+        if self.ramp.paused:
             logger.warning(
                 "epoch %d: the unlabeled scans show %.0f%% of the foreground that the labels show (expected %.0f%% to "
                 "%.0f%%): the next epoch has labeled terms alone.",

@@ -50,7 +50,7 @@ class Ramp:
         self.length = length
         self.min_dice = min_dice
         self.max_warm_up = math.inf if max_warm_up is None else max(warm_up, max_warm_up)
-        self.held = False
+        self.paused = False
         self._started_after: int | None = 0 if warm_up == 0 and min_dice == 0 else None
         self._dice: torch.Tensor | None = None
 
@@ -65,7 +65,7 @@ class Ramp:
 
     def factor(self, iteration: int) -> float:
         """``lambda`` of an iteration, counted from 1."""
-        if self._started_after is None or not self.has_started(iteration) or self.held:
+        if self._started_after is None or not self.has_started(iteration) or self.paused:
             return 0.0
         since = iteration - 1 - self._started_after
         progress = 1.0 if since >= self.length else since / self.length
@@ -100,10 +100,10 @@ class Ramp:
         self._started_after = iteration
 
     def state_dict(self) -> dict[str, Any]:
-        return {"started_after": self._started_after, "dice": self._dice, "held": self.held}
+        return {"started_after": self._started_after, "dice": self._dice, "paused": self.paused}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._started_after, self._dice, self.held = state["started_after"], state["dice"], state["held"]
+        self._started_after, self._dice, self.paused = state["started_after"], state["dice"], state["paused"]
 
 
 def _moved(mean: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:

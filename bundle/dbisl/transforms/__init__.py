@@ -1,22 +1,22 @@
 """MONAI dictionary transforms: the regression's target, what becomes of a prediction, and its files."""
 
 from dbisl.transforms.postprocessing import (
-    ClassesOnGridd,
     Entropyd,
     FuseTasksd,
+    IgnoreToBackgroundd,
+    InvertArgmaxd,
     KeepLargestComponentd,
-    KnownVoxelsd,
 )
 from dbisl.transforms.spacing import SpacingOfImagesd
 from dbisl.transforms.targets import SignedDistanceMapd
 from dbisl.transforms.writers import SaveMapsd, ScanLayout, WholeNibabelWriter
 
 __all__ = [
-    "ClassesOnGridd",
     "Entropyd",
     "FuseTasksd",
+    "IgnoreToBackgroundd",
+    "InvertArgmaxd",
     "KeepLargestComponentd",
-    "KnownVoxelsd",
     "SaveMapsd",
     "ScanLayout",
     "SignedDistanceMapd",

@@ -15,10 +15,10 @@ from scipy import ndimage
 from torch.nn import functional
 
 from dbisl.bridge import normalised_entropy
-from dbisl.data.partial_labels import UNKNOWN
+from dbisl.data.partial_labels import IGNORE_LABEL
 
 
-class KnownVoxelsd(MapTransform):
+class IgnoreToBackgroundd(MapTransform):
     """Makes background of what was not annotated (255), in a label and in the answers that are compared with it.
 
     An overlap of both then counts the annotated voxels alone. A surface is also where the annotation ends: distances
@@ -35,7 +35,7 @@ class KnownVoxelsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         answer = dict(data)
-        unknown = answer[self.label_key] == UNKNOWN
+        unknown = answer[self.label_key] == IGNORE_LABEL
         if unknown.any():
             answer[self.label_key] = torch.where(unknown, 0, answer[self.label_key])
             for key in self.key_iterator(answer):
@@ -146,7 +146,7 @@ class KeepLargestComponentd(MapTransform):
         return answer
 
 
-class ClassesOnGridd(MapTransform):
+class InvertArgmaxd(MapTransform):
     """Takes probabilities to the grid that a scan was loaded with, and there to classes.
 
     It does what ``Invertd`` and ``AsDiscreted(argmax=True)`` do for a scan that was turned and resampled, a slab at a

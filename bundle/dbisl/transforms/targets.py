@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from dbisl.bridge import signed_distance_map
-from dbisl.data.partial_labels import UNKNOWN
+from dbisl.data.partial_labels import IGNORE_LABEL
 
 
 class SignedDistanceMapd(MapTransform):
@@ -49,7 +49,7 @@ class SignedDistanceMapd(MapTransform):
             spacing = label.pixdim.tolist()[: label.dim() - 1]
             one_hot = label[0] == torch.arange(self.num_classes).view(-1, *[1] * (label.dim() - 1))
             sdm = signed_distance_map(one_hot, self.band, spacing)
-            unknown = (label[0] == UNKNOWN).as_tensor()
+            unknown = (label[0] == IGNORE_LABEL).as_tensor()
             if unknown.any():
                 largest = signed_distance_map(one_hot | unknown, self.band, spacing)
                 sdm = torch.where(sdm == largest, sdm, math.nan)
