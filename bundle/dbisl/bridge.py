@@ -1,16 +1,21 @@
 """The bridge between the two tasks: segmentation to signed distance map (SDM), and back.
 
-An SDM here is the physical signed distance to the boundary of a class, positive inside, zero on the voxel faces,
-truncated at a band and divided by it: its values lie in [-1, 1].
+Each formula of the method stands here once; losses, networks, inferers and transforms call it.
+
+Notation: ``P`` is the segmentation, the probabilities of ``K`` classes with the background. ``R`` is the SDM of each
+class: the physical signed distance to its boundary, positive inside, zero on the voxel faces, truncated at a band and
+divided by it, so that its values lie in [-1, 1]. Both are ``B x K x *spatial``.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: TorchScript cannot read a NamedTuple whose annotations are strings.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.networks.utils import one_hot
 from monai.utils import convert_to_numpy
 from scipy.ndimage import distance_transform_edt
 from torch import nn
@@ -18,11 +23,95 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 CACHED_MATRICES = 64
-"""Kernel matrices that one bridge keeps: three for each size of a patch."""
-
-
+"""Kernel matrices that one bridge keeps: three for each patch size."""
 FLOOR = 1e-30
 """Floor inside the logarithm: far above float32's smallest number, so that gradients stay finite."""
+
+
+class DualTaskOutput(NamedTuple):
+    """The output of a network for both tasks.
+
+    Attributes:
+        logits: of the segmentation, ``B x K x *spatial``; their softmax is ``P``.
+        sdm: ``R``, ``B x K x *spatial``; None where the network has a single task.
+    """
+
+    logits: torch.Tensor
+    sdm: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, output: torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]) -> "DualTaskOutput":
+        """Name the parts of a network's output; a single tensor holds the logits."""
+        return cls(output) if isinstance(output, torch.Tensor) else cls(*output)
+
+
+def fuse_tasks(p: torch.Tensor, p_r: torch.Tensor) -> torch.Tensor:
+    """Return the fused prediction of both tasks, ``(P + P_r) / 2``, in the shape of its arguments."""
+    return (p + p_r) / 2
+
+
+def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the predictive entropy over ``log K``: ``B x K x *spatial`` to ``B x 1 x *spatial`` in [0, 1]."""
+    return torch.special.entr(probabilities).sum(dim=1, keepdim=True) / math.log(probabilities.shape[1])
+
+
+def disagreement(p: torch.Tensor, p_r: torch.Tensor) -> torch.Tensor:
+    """Return the Jensen-Shannon divergence of the two tasks over ``log K``.
+
+    It is the part of the fused prediction's entropy that comes from the tasks disagreeing.
+
+    Args:
+        p: ``P``, ``B x K x *spatial``.
+        p_r: ``P_r``, in the same shape.
+
+    Returns:
+        ``B x 1 x *spatial`` in [0, 1].
+    """
+    own = (normalised_entropy(p) + normalised_entropy(p_r)) / 2
+    return (normalised_entropy(fuse_tasks(p, p_r)) - own).clamp(0, 1)
+
+
+def harden(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the most probable class, one-hot: ``B x K x *spatial`` to the same shape."""
+    # The index of a maximum: argmax alone is ten times slower on the CPU.
+    return one_hot(probabilities.max(dim=1, keepdim=True).indices, probabilities.shape[1], dtype=probabilities.dtype)
+
+
+def signed_distance_map(
+    mask: np.ndarray | torch.Tensor, band: float, spacing: float | Sequence[float] = 1.0
+) -> torch.Tensor:
+    """Return the exact SDM of binary masks: the target of the regression.
+
+    Scipy's exact Euclidean distance transform gives the distance to the nearest voxel centre on the other side; half a
+    voxel in that direction is subtracted. An empty mask has -1 everywhere, one that fills its volume +1.
+
+    Args:
+        mask: ``... x *spatial``, non-zero inside. ``spacing`` says how many axes are spatial; if it is one number, they
+            are the axes after batch and channel, or all axes of a mask with three or fewer.
+        band: distance at which the map is truncated, in the unit of ``spacing`` (millimetres).
+        spacing: voxel size by spatial axis, or one for all.
+
+    Returns:
+        float32 tensor on the CPU, in the shape of ``mask``, in [-1, 1]; positive inside.
+
+    Raises:
+        ValueError: when ``band`` or ``spacing`` is not positive or has the wrong length.
+
+    Example:
+        >>> signed_distance_map(np.array([0, 0, 1, 1, 1, 0]), band=2.0)
+        tensor([-0.7500, -0.2500,  0.2500,  0.7500,  0.2500, -0.2500])
+    """
+    if band <= 0:
+        raise ValueError(f"band must be positive, got {band}.")
+    array = convert_to_numpy(mask) != 0
+    if isinstance(spacing, (int, float)):
+        spatial_dims = array.ndim if array.ndim <= 3 else array.ndim - 2
+    else:
+        spatial_dims = len(spacing)
+    steps = _spacing_per_axis(spacing, spatial_dims)
+    flat = array.reshape(-1, *array.shape[array.ndim - spatial_dims :])
+    maps = np.stack([_sdm_of_mask(one, band, steps) for one in flat])
+    return torch.from_numpy(maps.reshape(array.shape))
 
 
 def _spacing_per_axis(spacing: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
@@ -34,22 +123,8 @@ def _spacing_per_axis(spacing: float | Sequence[float], spatial_dims: int) -> tu
     return steps
 
 
-def _inner_distance(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
-    """Distance of each voxel of ``mask`` to the face of the nearest voxel outside it; 0 elsewhere."""
-    if max(steps) - min(steps) < 1e-6 * max(steps):
-        return np.maximum(distance_transform_edt(mask, sampling=steps) - steps[0] / 2, 0)
-    distance, nearest = distance_transform_edt(mask, sampling=steps, return_indices=True)
-    # Half a voxel in the direction of the nearest voxel outside: the radius there of the voxel's inscribed ellipsoid.
-    squared = np.zeros_like(distance)
-    for axis, (indices, step) in enumerate(zip(nearest, steps, strict=True)):
-        own = np.arange(mask.shape[axis]).reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
-        squared += ((indices - own) * step**2) ** 2
-    half_voxel = 0.5 * np.sqrt(squared) / np.where(mask, distance, 1)
-    return np.maximum(distance - half_voxel, 0)
-
-
-def _signed_distance_of_one(mask: np.ndarray, band: float, steps: tuple[float, ...]) -> np.ndarray:
-    """SDM of one boolean mask, ``*spatial``; computed in the box that the band can reach."""
+def _sdm_of_mask(mask: np.ndarray, band: float, steps: tuple[float, ...]) -> np.ndarray:
+    """SDM of one boolean mask, ``*spatial``; computed only in the box that the band can reach."""
     if not mask.any():
         return np.full(mask.shape, -1, np.float32)
     if mask.all():
@@ -66,47 +141,36 @@ def _signed_distance_of_one(mask: np.ndarray, band: float, steps: tuple[float, .
     return sdm
 
 
-def signed_distance_map(
-    mask: np.ndarray | torch.Tensor, band: float, spacing: float | Sequence[float] = 1.0
-) -> torch.Tensor:
-    """The exact SDM of binary masks, by scipy's exact Euclidean distance transform: the target of the regression.
-
-    The distance is that to the nearest voxel centre of the other side, less half a voxel in that direction. A mask
-    that is empty has -1 everywhere, one that fills its volume +1.
-
-    Args:
-        mask: ``... x *spatial``, non-zero inside. ``spacing`` says how many axes are spatial; with one number for
-            all axes they are those after batch and channel, or all of them where there are at most three.
-        band: distance at which the map is truncated, in the unit of ``spacing`` (millimetres).
-        spacing: voxel size by spatial axis, or one for all.
-
-    Returns:
-        float32 tensor on the CPU, of the shape of ``mask``, in [-1, 1]; positive inside.
-
-    Raises:
-        ValueError: when ``band`` or ``spacing`` is not positive or has the wrong length.
-    """
-    if band <= 0:
-        raise ValueError(f"band must be positive, got {band}.")
-    array = convert_to_numpy(mask) != 0
-    if isinstance(spacing, (int, float)):
-        spatial_dims = array.ndim if array.ndim <= 3 else array.ndim - 2
-    else:
-        spatial_dims = len(spacing)
-    steps = _spacing_per_axis(spacing, spatial_dims)
-    leading = array.shape[: array.ndim - spatial_dims]
-    flat = array.reshape(-1, *array.shape[len(leading) :])
-    maps = np.stack([_signed_distance_of_one(one, band, steps) for one in flat])
-    return torch.from_numpy(maps.reshape(array.shape))
+def _inner_distance(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+    """Distance from each voxel of ``mask`` to the face of the nearest voxel outside it; 0 elsewhere."""
+    if max(steps) - min(steps) < 1e-6 * max(steps):
+        return np.maximum(distance_transform_edt(mask, sampling=steps) - steps[0] / 2, 0)
+    distance, nearest = distance_transform_edt(mask, sampling=steps, return_indices=True)
+    # Half a voxel towards the nearest voxel outside: the radius of the voxel's inscribed ellipsoid in that direction.
+    squared = np.zeros_like(distance)
+    for axis, (indices, step) in enumerate(zip(nearest, steps, strict=True)):
+        own = np.arange(mask.shape[axis]).reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+        squared += ((indices - own) * step**2) ** 2
+    half_voxel = 0.5 * np.sqrt(squared) / np.where(mask, distance, 1)
+    return np.maximum(distance - half_voxel, 0)
 
 
 class SDMToSegmentation(nn.Module):
-    """``T_r2s``: a distance is a confidence, ``softmax_c(slope * R_c)``, 0 on the boundary of two classes being 0.5.
+    """``T_r2s``: reads a distance as a confidence, ``P_r = softmax_c(slope * R_c)``.
 
-    With two classes, where ``R_background = -R_foreground``, it is the paper's sigmoid ``sigma(2 * slope * R)``.
+    On the boundary of two classes the probability is 0.5. With two classes, where ``R_background = -R_foreground``, it
+    is the paper's sigmoid, ``sigma(2 * slope * R)``.
 
     Args:
         slope: ``k``, in units of 1 / band.
+
+    Raises:
+        ValueError: when ``slope`` is not positive.
+
+    Example:
+        >>> SDMToSegmentation(slope=10.0)(torch.tensor([[[-0.1, 0.0], [0.1, 0.0]]]))
+        tensor([[[0.1192, 0.5000],
+                 [0.8808, 0.5000]]])
     """
 
     def __init__(self, slope: float) -> None:
@@ -116,11 +180,11 @@ class SDMToSegmentation(nn.Module):
         self.slope = slope
 
     def logits(self, sdm: torch.Tensor) -> torch.Tensor:
-        """``B x K x *spatial`` SDM to the logits whose softmax is the segmentation; at least float32."""
+        """Return the logits whose softmax is ``P_r``: ``B x K x *spatial`` to the same shape, at least float32."""
         return self.slope * _at_least_float32(sdm)
 
     def forward(self, sdm: torch.Tensor) -> torch.Tensor:
-        """``B x K x *spatial`` SDM to ``B x K x *spatial`` probabilities; at least float32."""
+        """Turn ``R`` into ``P_r``: ``B x K x *spatial`` to the same shape, at least float32."""
         return torch.softmax(self.logits(sdm), dim=1)
 
 
@@ -128,30 +192,36 @@ class SegmentationToSDM(nn.Module):
     """``T_s2r``: a differentiable distance transform of soft masks by convolution.
 
     A kernel that falls with the distance is convolved with the probabilities of each class and of its complement (the
-    other classes together); the logarithm of the ratio of the two is a signed distance.
+    other classes together); the logarithm of the ratio is a signed distance.
 
     ``kernel="exponential"`` is the paper's: ``K(r) = exp(-r / h)`` and ``D[P] = -h * log(K * P)``, a dense convolution.
-    ``kernel="gaussian"`` is ours: ``K(r) = exp(-r^2 / h)`` is separable, the logarithm is a squared distance. It is
-    twice as close to the exact distance on hard masks and its cost is small beside a network's.
+    ``kernel="gaussian"`` is ours: ``K(r) = exp(-r^2 / h)`` is separable, and the logarithm is a squared distance. On
+    hard masks it is twice as close to the exact distance, and it costs little beside a network.
 
     Borders are replicated. Along an axis that is coarser than the finest, offsets are counted from the voxel's face,
-    so that the zero of the map stays on the faces for anisotropic spacing too; isotropic spacing is not affected.
+    so that the zero of the map stays on the faces for anisotropic spacing too.
 
     Args:
         band: distance at which the map is truncated, in the unit of ``spacing`` (millimetres).
-        spacing: voxel size by spatial axis, or one for all (then of three axes if ``spatial_dims`` is not given).
+        spacing: voxel size by spatial axis, or one for all.
         kernel: ``"gaussian"`` or ``"exponential"``.
-        h: width of the kernel, in voxels of the finest axis (exponential) or in their square (gaussian). Smaller is
-            closer to the exact distance on hard masks and less smooth. ``None``: 0.35 (exponential), or the smallest
-            from 1 on with which the band stays within float32 (gaussian).
-        sharpness: power to which the probabilities are raised (and normalised again) first. Hard masks and ties stay
-            what they are, but the faint probabilities of soft masks, which cut every distance short, fade: at 1 a map
-            reaches the edge of its band only where the network is certain to one in a million and more.
-        spatial_dims: 2 or 3; needed only where ``spacing`` is one number.
+        h: width of the kernel, in voxels of the finest axis (exponential) or in their square (gaussian). A smaller one
+            is closer to the exact distance on hard masks and less smooth. ``None``: 0.35 (exponential), or the smallest
+            value from 1 on that keeps the band within float32 (gaussian).
+        sharpness: power to which the probabilities are raised and then normalised. Hard masks and ties stay as they
+            are, but the faint probabilities of soft masks, which shorten every distance, fade. With 1, a map reaches
+            the edge of its band only where the network is certain to one in a million or more.
+        spatial_dims: 2 or 3; needed only where ``spacing`` is one number for 2 axes.
 
     Raises:
-        ValueError: on an unknown kernel, a size that is not positive, or an ``h`` so small that the kernel vanishes
+        ValueError: when the kernel is unknown, a size is not positive, or ``h`` is so small that the kernel vanishes
             within the band.
+
+    Example:
+        >>> transform = SegmentationToSDM(band=2.0, spacing=(1.0, 1.0))
+        >>> foreground = torch.tensor([0.0, 0, 0, 1, 1, 1]).expand(1, 1, 6, 6)
+        >>> transform(torch.cat([1 - foreground, foreground], dim=1))[0, 1, 0]
+        tensor([-1.0000, -0.7731, -0.3148,  0.3148,  0.7731,  1.0000])
     """
 
     def __init__(
@@ -185,67 +255,25 @@ class SegmentationToSDM(nn.Module):
         if h <= 0 or exponent > -math.log(FLOOR):
             raise ValueError(f"h={h} is too small for a band of {band} at a spacing of {spacing}: the kernel vanishes.")
         self.h = h
-        # Distance between this centre and the face that the exact map counts from: half a voxel, and a little more
-        # because several voxels of the other side add up in the convolution (measured on hard masks).
+        # From a voxel's centre to the face where the exact map is zero: half a voxel, and a little more because several
+        # voxels of the other side add up in the convolution (measured on hard masks).
         self.centre_to_face = 0.5 + 0.2 * h
         self.radii = tuple(math.ceil(reach / step) for step in self.steps)
         self._matrices: dict[tuple[int, int, torch.device, torch.dtype], torch.Tensor] = {}
 
-    def _offsets(self, axis: int) -> torch.Tensor:
-        """Distances, in voxels of the finest axis, that the taps of the kernel stand for along ``axis``."""
-        taps = torch.arange(-self.radii[axis], self.radii[axis] + 1, dtype=torch.float64).abs()
-        return torch.where(taps == 0, 0.0, (taps - 0.5) * self.steps[axis] + 0.5)
-
-    def _matrix(self, axis: int, size: int, like: torch.Tensor) -> torch.Tensor:
-        """The kernel along ``axis`` as a banded ``size x size`` matrix, made once for each size, device and dtype."""
-        key = (axis, size, like.device, like.dtype)
-        if key in self._matrices:
-            return self._matrices[key]
-        if len(self._matrices) >= CACHED_MATRICES:  # whole scans of ever new sizes
-            self._matrices.clear()
-        with torch.inference_mode(False):  # a later training may need the same one
-            radius = self.radii[axis]
-            weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
-            columns = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).clamp(0, size - 1)
-            matrix = torch.zeros(size, size, dtype=weights.dtype).scatter_add_(1, columns, weights.expand(size, -1))
-            self._matrices[key] = matrix.to(like)
-        return self._matrices[key]
-
-    def _convolve_gaussian(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Separable convolution, one product with a banded matrix an axis: fast on every device at patch sizes."""
-        shape = probabilities.shape
-        answer = probabilities.contiguous()
-        for axis, size in enumerate(shape[2:]):
-            matrix = self._matrix(axis, size, answer)
-            if axis == len(self.radii) - 1:
-                answer = answer @ matrix.T
-            else:  # from the left, with all the axes behind as columns: nothing is transposed in memory
-                answer = (matrix @ answer.view(-1, size, math.prod(shape[3 + axis :]))).view(shape)
-        return answer
-
-    def _convolve_exponential(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """The paper's dense convolution."""
-        offsets = torch.meshgrid(*[self._offsets(axis) for axis in range(len(self.radii))], indexing="ij")
-        distance = torch.stack(offsets).square().sum(dim=0).sqrt()
-        weight = torch.exp(-distance / self.h).to(probabilities)[None, None]
-        single = probabilities.flatten(0, 1)[:, None]
-        padding = [radius for radius in reversed(self.radii) for _ in range(2)]
-        padded = functional.pad(single, padding, mode="replicate")
-        convolution = functional.conv3d if len(self.radii) == 3 else functional.conv2d
-        return convolution(padded, weight).view_as(probabilities)
-
     def forward(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """``B x K x *spatial`` probabilities (K at least 2, their sum over K one) to the SDM of each class.
+        """Turn ``P`` into the SDM of each class, in float32 (or float64 if given) whatever the autocast dtype.
 
-        Computed in float32 (float64 where given so) whatever the autocast dtype.
+        Args:
+            probabilities: ``B x K x *spatial``, ``K`` at least 2; their sum over ``K`` is 1.
 
         Returns:
             ``B x K x *spatial`` in [-1, 1], on the device of the input.
 
         Raises:
-            ValueError: when the input has another number of spatial axes than ``spacing``, or fewer than 2 classes.
+            ValueError: when the number of spatial axes is not that of ``spacing``, or there are fewer than 2 classes.
         """
-        self._check(probabilities)
+        self._require_classes(probabilities)
         with torch.autocast(probabilities.device.type, enabled=False):
             probabilities = _at_least_float32(probabilities)
             if self.sharpness > 1:
@@ -254,19 +282,18 @@ class SegmentationToSDM(nn.Module):
             return self._signed_distance(probabilities)
 
     def from_log(self, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` of the logarithm of probabilities (a log-softmax), at less cost: sharpening is a product."""
-        self._check(log_probabilities)
+        """Do as :meth:`forward` from a log-softmax, at less cost: sharpening is then a product."""
+        self._require_classes(log_probabilities)
         with torch.autocast(log_probabilities.device.type, enabled=False):
             log_probabilities = _at_least_float32(log_probabilities)
             if self.sharpness > 1:
                 return self._signed_distance(torch.softmax(self.sharpness * log_probabilities, dim=1))
             return self._signed_distance(log_probabilities.exp())
 
-    def _check(self, probabilities: torch.Tensor) -> None:
+    def _require_classes(self, probabilities: torch.Tensor) -> None:
         if probabilities.dim() != 2 + len(self.radii):
-            raise ValueError(
-                f"expected B x K and {len(self.radii)} spatial axes, got a shape of {list(probabilities.shape)}."
-            )
+            shape = list(probabilities.shape)
+            raise ValueError(f"expected B x K and {len(self.radii)} spatial axes, got a shape of {shape}.")
         if probabilities.shape[1] < 2:
             raise ValueError(
                 f"expected probabilities of at least 2 classes, background included, got {probabilities.shape[1]}."
@@ -279,22 +306,65 @@ class SegmentationToSDM(nn.Module):
             distance: torch.Tensor = _GaussianDistance.apply(own, self.h, self.centre_to_face, in_band)
             return distance.clamp(-1, 1)
         own = self._convolve_exponential(probabilities)
-        log_ratio = torch.log(own + FLOOR) - torch.log(_of_the_others(own) + FLOOR)
+        log_ratio = torch.log(own + FLOOR) - torch.log(_sum_of_other_classes(own) + FLOOR)
         return torch.clamp(in_band * self.h * log_ratio, -1, 1)
+
+    def _convolve_gaussian(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Convolve by one product with a banded matrix for each axis: fast on every device at patch sizes."""
+        shape = probabilities.shape
+        result = probabilities.contiguous()
+        for axis, size in enumerate(shape[2:]):
+            matrix = self._matrix(axis, size, result)
+            if axis == len(self.radii) - 1:
+                result = result @ matrix.T
+            else:  # from the left, with all later axes as columns: nothing is transposed in memory
+                result = (matrix @ result.view(-1, size, math.prod(shape[3 + axis :]))).view(shape)
+        return result
+
+    def _matrix(self, axis: int, size: int, like: torch.Tensor) -> torch.Tensor:
+        """The kernel along ``axis`` as a banded ``size x size`` matrix, made once for each size, device and dtype."""
+        key = (axis, size, like.device, like.dtype)
+        if key in self._matrices:
+            return self._matrices[key]
+        if len(self._matrices) >= CACHED_MATRICES:  # whole scans of ever new sizes
+            self._matrices.clear()
+        with torch.inference_mode(False):  # a later training may need the same matrix
+            radius = self.radii[axis]
+            weights = torch.exp(-(self._offsets(axis) ** 2) / self.h)
+            columns = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).clamp(0, size - 1)
+            matrix = torch.zeros(size, size, dtype=weights.dtype).scatter_add_(1, columns, weights.expand(size, -1))
+            self._matrices[key] = matrix.to(like)
+        return self._matrices[key]
+
+    def _convolve_exponential(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Convolve densely, as the paper does."""
+        offsets = torch.meshgrid(*[self._offsets(axis) for axis in range(len(self.radii))], indexing="ij")
+        distance = torch.stack(offsets).square().sum(dim=0).sqrt()
+        weight = torch.exp(-distance / self.h).to(probabilities)[None, None]
+        single = probabilities.flatten(0, 1)[:, None]
+        padding = [radius for radius in reversed(self.radii) for _ in range(2)]
+        padded = functional.pad(single, padding, mode="replicate")
+        convolution = functional.conv3d if len(self.radii) == 3 else functional.conv2d
+        return convolution(padded, weight).view_as(probabilities)
+
+    def _offsets(self, axis: int) -> torch.Tensor:
+        """Distances of the kernel's taps along ``axis``, in voxels of the finest axis."""
+        taps = torch.arange(-self.radii[axis], self.radii[axis] + 1, dtype=torch.float64).abs()
+        return torch.where(taps == 0, 0.0, (taps - 0.5) * self.steps[axis] + 0.5)
 
 
 class _GaussianDistance(torch.autograd.Function):
-    """Signed distance from what a Gaussian kernel gathers of each class, ``B x K x *spatial``, and of the others.
+    """Signed distance from the classes convolved with a Gaussian kernel, ``B x K x *spatial``.
 
-    ``x = h * log(own / others)`` is a signed square of the distance to the centre of the nearest voxel of the other
+    ``x = h * log(own / others)`` is a signed square of the distance to the centre of the nearest voxel on the other
     side, and ``sign(x) * (sqrt(|x| + offset^2) - offset)`` the distance to its face. Its derivative in ``x`` is
-    ``1 / (2 * sqrt(|x| + offset^2))``, also at 0. Written out, because autograd needs three times the passes over the
-    volume and as much memory again.
+    ``1 / (2 * sqrt(|x| + offset^2))``, also at 0. Written out, because autograd would need three times the passes over
+    the volume and twice the memory.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, own: torch.Tensor, h: float, offset: float, scale: float) -> torch.Tensor:
-        others = _of_the_others(own).add_(FLOOR)
+        others = _sum_of_other_classes(own).add_(FLOOR)
         own = own + FLOOR
         squared = torch.div(own, others).log_().mul_(h)
         root = squared.abs().add_(offset**2).sqrt_()
@@ -307,12 +377,12 @@ class _GaussianDistance(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         own, others, root = ctx.saved_tensors  # type: ignore[attr-defined]
         of_log_ratio = torch.div(gradient, root).mul_(ctx.factor)  # type: ignore[attr-defined]
-        to_others = _of_the_others(of_log_ratio / others)
+        to_others = _sum_of_other_classes(of_log_ratio / others)
         return of_log_ratio.div_(own).sub_(to_others), None, None, None
 
 
-def _of_the_others(maps: torch.Tensor) -> torch.Tensor:
-    """The sum of the other classes' maps, ``B x K x *spatial``: added up, since a total less one's own would cancel."""
+def _sum_of_other_classes(maps: torch.Tensor) -> torch.Tensor:
+    """Sum of the other classes' maps, ``B x K x *spatial``; added up, since total minus own would cancel digits."""
     classes = maps.shape[1]
     others = torch.ones(classes, classes, device=maps.device, dtype=maps.dtype).fill_diagonal_(0)
     return torch.einsum("ck,bk...->bc...", others, maps)
@@ -320,15 +390,3 @@ def _of_the_others(maps: torch.Tensor) -> torch.Tensor:
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Predictive entropy over ``log K``: ``B x K x *spatial`` to ``B x 1 x *spatial`` in [0, 1]."""
-    return torch.special.entr(probabilities).sum(dim=1, keepdim=True) / math.log(probabilities.shape[1])
-
-
-def harden(probabilities: torch.Tensor) -> torch.Tensor:
-    """The most probable class, one-hot: ``B x K x *spatial`` to the same shape."""
-    # By maximum and index of a max: argmax alone is ten times slower on the CPU.
-    one_hot = torch.zeros_like(probabilities)
-    return one_hot.scatter_(1, probabilities.max(dim=1, keepdim=True).indices, 1)

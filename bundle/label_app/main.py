@@ -1,7 +1,7 @@
-"""Interactive annotation with MONAI Label that learns from every scan, labeled or not.
+"""MONAI Label app for interactive annotation that learns from labeled and unlabeled scans.
 
-The stock ``monaibundle`` app serves the bundle too. This app adds what it lacks: training on the scans without a label
-as well, the scan that the model is least sure of as the next one, a bundle without weights, labels of some slices only.
+MONAI Label's stock ``monaibundle`` app serves the bundle too. This app adds training on the unlabeled scans, a strategy
+that offers the scan that the model is least sure of, bundles without weights, and labels of some slices only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +35,35 @@ sys.path.insert(0, str(BUNDLE))
 
 from dbisl.data import mark_file  # noqa: E402
 from dbisl.engines import ScanScores  # noqa: E402
-from dbisl.utils import InputError  # noqa: E402
+from dbisl.utils import InputError, input_errors_as  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 5
-"""Of so many labels one is kept for validation."""
+LABELS_PER_VALIDATION = 5
+"""One of this many labels is used for validation."""
 
 
 class DBiSLApp(MONAILabelApp):
-    """Serves one bundle or several.
+    """MONAI Label app that serves one or more bundles.
 
-    Options (``--conf NAME VALUE``): ``bundles``, folders of bundles with a comma between them, each served under its
-    folder's name (default: the bundle that this app lies in, as ``dbisl``); ``partial_labels``, whether slices of a
-    submitted label without any structure are to count as not annotated (default: false).
+    Options (``--conf NAME VALUE``):
+
+    - ``bundles``: folders of bundles, separated by commas. Each is served under its folder's name. Default: the bundle
+      that contains this app, as ``dbisl``.
+    - ``partial_labels``: whether slices without any structure in a submitted label count as not annotated. Default:
+      false.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        named = conf.get("bundles", "")
-        paths = [Path(path.strip()).expanduser().resolve() for path in named.split(",") if path.strip()]
+        folders = conf.get("bundles", "")
+        paths = [Path(path.strip()).expanduser().resolve() for path in folders.split(",") if path.strip()]
         self.bundles = {path.name: path for path in paths} or {"dbisl": BUNDLE}
         if len(self.bundles) < len(paths):
-            raise InputError(f"bundles has two folders of one name: {named}; expected different names.")
+            raise InputError(f"bundles has two folders of the same name: {folders}; expected different names.")
         for path in self.bundles.values():
             if not (path / "configs" / "metadata.json").is_file():
                 raise InputError(
-                    f"bundles has {path}, which is no bundle: expected a folder with configs/metadata.json."
+                    f"bundles has {path}, which is not a bundle: expected a folder with configs/metadata.json."
                 )
         self.partial_labels = strtobool(conf.get("partial_labels", "false"))
         super().__init__(
@@ -78,32 +82,37 @@ class DBiSLApp(MONAILabelApp):
         return {name: SemiSupervisedTraining(str(path), self.conf) for name, path in self.bundles.items()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        return {_of("uncertainty", name, self.bundles): Uncertainty(name, path) for name, path in self.bundles.items()}
+        return {self._entry("uncertainty", name): Uncertainty(name, path) for name, path in self.bundles.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
         strategies: dict[str, Strategy] = {}
         for name in self.bundles:
-            for strategy, score, what in (
+            for strategy, score, criterion in (
                 ("uncertainty", "disagreement", "the two tasks disagree most"),
                 ("entropy", "entropy", "the entropy is highest"),
             ):
-                description = f"The scan of which {name} is least sure: {what}"
-                strategies[_of(strategy, name, self.bundles)] = Epistemic(key=_score_key(name, score), desc=description)
+                description = f"The scan that {name} is least sure of: {criterion}"
+                strategies[self._entry(strategy, name)] = Epistemic(key=_score_key(name, score), desc=description)
         return {**strategies, "random": Random(), "first": First()}
+
+    def _entry(self, method: str, bundle: str) -> str:
+        """Return the name under which the server lists a method of a bundle."""
+        return method if len(self.bundles) == 1 else f"{method}_{bundle}"
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         super().on_save_label(image_id, label_id)
         path = self.datastore().get_label_uri(label_id, DefaultLabelTag.FINAL)
-        if self.partial_labels and os.path.isfile(path):  # there is none while the label is a draft
-            try:
-                mark_file(path)
-            except InputError as error:
-                self.datastore().remove_label(label_id, DefaultLabelTag.FINAL)
-                raise HTTPException(400, str(error)) from error
+        if self.partial_labels and os.path.isfile(path):  # a draft has no file there
+            with _input_errors_as_response(400):
+                try:
+                    mark_file(path)
+                except InputError:
+                    self.datastore().remove_label(label_id, DefaultLabelTag.FINAL)
+                    raise
 
 
 class Proposal(InferTask):
-    """A bundle's segmentation of a scan, as soon as the bundle has weights."""
+    """MONAI Label task that segments a scan by a bundle, as soon as the bundle has weights."""
 
     def __init__(self, bundle: Path, conf: dict[str, str]) -> None:
         metadata = _metadata(bundle)
@@ -117,65 +126,64 @@ class Proposal(InferTask):
         return True
 
     def config(self) -> dict[str, Any]:
-        task = self._loaded()
+        task = self._task_with_weights()
         return {} if task is None else task.config()
 
     def get_path(self, validate: bool = True) -> str | None:
-        task = self._loaded()
+        task = self._task_with_weights()
         return None if task is None else task.get_path(validate)
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
-        task = self._loaded()
+        task = self._task_with_weights()
         if task is None:
-            raise HTTPException(
-                409,
-                f"There is no model yet ({self.bundle / 'models' / 'model.pt'}): submit a label or more, then train.",
-            )
+            weights = self.bundle / "models" / "model.pt"
+            raise HTTPException(409, f"There is no model yet ({weights}): submit at least one label, then train.")
         return task(request, callbacks)
 
-    def _loaded(self) -> BundleInferTask | None:
+    def _task_with_weights(self) -> BundleInferTask | None:
+        """Return the stock task, or None while the bundle has no weights."""
         if self._task is None and (self.bundle / "models" / "model.pt").is_file():
             self._task = BundleInferTask(str(self.bundle), self.conf)
-            # Which file is served is not the annotator's to choose: checkpoints of a running training lie beside it.
+            # Only model.pt may be served: the checkpoints of a running training lie beside it.
             self._task._config.pop("model_filename", None)
         return self._task
 
 
 class SemiSupervisedTraining(BundleTrainTask):
-    """Trains on the final labels and on every scan that has none.
+    """MONAI Label task that trains on the scans with a final label and on all other scans as unlabeled ones.
 
-    Of each five labels the latest is kept for validation, for good: a scan that a model was trained on would flatter
-    that model ever after. Which ones they are stands with the images in the datastore (``split``).
+    The latest of every five labels is used for validation, permanently: a scan that a model was trained on would always
+    favour that model. The datastore records the choice with each image (``split``).
     """
 
     def config(self) -> dict[str, Any]:
         options = {**super().config(), "max_epochs": 15}
-        # Which file is trained on, and which scans are held out, is not to be chosen anew for each training.
+        # A training always starts from model.pt, and the validation scans are chosen permanently: offer no choice.
         return {name: value for name, value in options.items() if name not in ("model_filename", "val_split")}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         self._unlabeled = [{"image": datastore.get_image_uri(name)} for name in datastore.get_unlabeled_images()]
         if not datastore.get_labeled_images():
             raise HTTPException(409, "There is no label yet: submit one and train.")
-        self._validation = _held_out(datastore)
-        # MONAI Label adds to the list of handlers that it read once.
+        self._validation = _validation_images(datastore)
+        # MONAI Label inserts handlers into the config that it has read: read it again for every training.
         self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
-        try:
+        with _input_errors_as_response(500):
             return dict(super().__call__({"max_epochs": 15, **request}, datastore))
-        except SystemExit as error:  # a sentence for somebody at a terminal; here it would end the server
-            raise HTTPException(500, str(error)) from error
 
     def _partition_datalist(
         self, datalist: Sequence[dict[str, str]], request: dict[str, Any], shuffle: bool = False
     ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        parts: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+        training, validation = [], []
         for case in datalist:
-            parts[os.path.realpath(case["image"]) in self._validation].append(case)
+            (validation if os.path.realpath(case["image"]) in self._validation else training).append(case)
         logger.info(
             "training on %d labeled and %d unlabeled scans, validation on %d",
-            *(len(part) for part in (parts[0], self._unlabeled, parts[1])),
+            len(training),
+            len(self._unlabeled),
+            len(validation),
         )
-        return parts
+        return training, validation
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
         if pretrained:
@@ -187,15 +195,15 @@ class SemiSupervisedTraining(BundleTrainTask):
 
     def _run_command(self, cmd: list[str], env: dict[str, str]) -> None:
         code = subprocess.run(cmd, env=env, check=False).returncode
-        if code != 0:  # MONAI Label would call it a finished training
-            raise HTTPException(500, f"The training ended with code {code}; the log says why.")
+        if code != 0:  # MONAI Label would report a finished training
+            raise HTTPException(500, f"The training ended with exit code {code}: the log says why.")
 
 
 class Uncertainty(ScoringMethod):
-    """Scores the scans without a label by how unsure the served model is of them."""
+    """MONAI Label method that scores each unlabeled scan by how unsure the served model is of it."""
 
     def __init__(self, name: str, bundle: Path) -> None:
-        super().__init__(f"How unsure {name} is of each scan without a label")
+        super().__init__(f"How unsure {name} is of each unlabeled scan")
         self.name, self.bundle = name, bundle
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -211,7 +219,7 @@ class Uncertainty(ScoringMethod):
                 continue
             try:
                 values = scores(datastore.get_image_uri(image))
-            except Exception as error:  # one scan that cannot be read must not keep the others from being scored
+            except Exception as error:  # a scan that cannot be read must not stop the scoring of the others
                 logger.exception("%s cannot be scored", image)
                 failed[image] = str(error)
                 continue
@@ -221,30 +229,33 @@ class Uncertainty(ScoringMethod):
         return {"scored": scored, "failed": failed}
 
 
-def _held_out(datastore: Datastore) -> set[str]:
-    """Images of the validation labels; labels that are new since the last training are given to a split first."""
+def _input_errors_as_response(status: int) -> AbstractContextManager[None]:
+    """Turn an ``InputError`` of the block, which would end the server, into a response with an HTTP status."""
+    return input_errors_as(lambda message: HTTPException(status, message))
+
+
+def _validation_images(datastore: Datastore) -> set[str]:
+    """Assign each new label to training or validation, permanently, and return the image files for validation."""
     labeled = datastore.get_labeled_images()
     splits = {name: datastore.get_image_info(name).get("split") for name in labeled}
-    held_out = {name for name, split in splits.items() if split == "validation"}
+    validation = {name for name, split in splits.items() if split == "validation"}
 
-    def submitted(name: str) -> int:
+    def time_submitted(name: str) -> int:
         return int(datastore.get_label_info(name, DefaultLabelTag.FINAL).get("ts", 0))
 
-    new = sorted((name for name, split in splits.items() if split is None), key=submitted, reverse=True)
-    for name in new:
-        chosen = len(held_out) < len(labeled) // HELD_OUT
-        held_out |= {name} if chosen else set()
-        datastore.update_image_info(name, {"split": "validation" if chosen else "training"})
-    return {os.path.realpath(datastore.get_image_uri(name)) for name in held_out}
+    new = (name for name, split in splits.items() if split is None)
+    for name in sorted(new, key=time_submitted, reverse=True):
+        if len(validation) < len(labeled) // LABELS_PER_VALIDATION:
+            validation.add(name)
+        datastore.update_image_info(name, {"split": "validation" if name in validation else "training"})
+    return {os.path.realpath(datastore.get_image_uri(name)) for name in validation}
 
 
-def _of(what: str, name: str, bundles: dict[str, Path]) -> str:
-    return what if len(bundles) == 1 else f"{what}_{name}"
-
-
-def _score_key(name: str, score: str) -> str:
-    return f"{name}_{score}"
+def _score_key(bundle: str, score: str) -> str:
+    """Return the key under which the datastore keeps a score of an image."""
+    return f"{bundle}_{score}"
 
 
 def _metadata(bundle: Path) -> dict[str, Any]:
+    """Return the ``metadata.json`` of a bundle."""
     return dict(json.loads((bundle / "configs" / "metadata.json").read_text()))

@@ -1,7 +1,9 @@
-"""List the weights that were served, or serve earlier ones again.
+"""List the versions of the served weights, or serve an earlier version again.
 
-python label_app/versions.py list models
-python label_app/versions.py restore models
+Run it in the bundle's folder::
+
+    python label_app/versions.py list models
+    python label_app/versions.py restore models
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dbisl.handlers import ModelVersions
 
 
-def show(ckpt_dir: str) -> None:
-    """Print the served weights and the earlier ones, each with its validation score.
+def print_versions(ckpt_dir: str) -> None:
+    """Print the served weights and the earlier versions, the latest first, each with its validation score.
 
     Args:
-        ckpt_dir: folder with ``model.pt`` and ``versions``.
+        ckpt_dir: the folder with ``model.pt`` and ``versions``.
     """
     versions = ModelVersions(ckpt_dir)
     if versions.served.is_file():
@@ -32,15 +34,15 @@ def show(ckpt_dir: str) -> None:
 
 
 def restore(ckpt_dir: str, version: str | None = None) -> None:
-    """Serve an earlier version again.
+    """Serve an earlier version again. The weights that are served now become a version.
 
     Args:
-        ckpt_dir: folder with ``model.pt`` and ``versions``.
-        version: name of the version; the last one by default.
+        ckpt_dir: the folder with ``model.pt`` and ``versions``.
+        version: the name of the version, as ``list`` prints it; by default the version that was served last.
     """
     versions = ModelVersions(ckpt_dir)
     print(f"{versions.served.name} is {versions.restore(version)} again")
 
 
 if __name__ == "__main__":
-    fire.Fire({"list": show, "restore": restore})
+    fire.Fire({"list": print_versions, "restore": restore})

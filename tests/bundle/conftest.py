@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.make_demo_data import make_demo_data
-from tests.bundle.commands import TINY, Run
+from tests.bundle.commands import TINY, Run, run_python
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +22,22 @@ def run_bundle(root: Path) -> Run:
 
     def run(run_id: str, files: list[str], processes: int = 1, **overrides: object) -> subprocess.CompletedProcess[str]:
         listed = "[" + ",".join(f"'{file}'" for file in files) + "]"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(torchrun if processes > 1 else [])]
-        command += ["-m", "monai.bundle", "run", run_id, "--config_file", listed]
+        command = ["-m", "monai.bundle", "run", run_id, "--config_file", listed]
         for key, value in overrides.items():
             command += [f"--{key}", str(value)]
+        if processes == 1:
+            return run_python(command, root / "bundle")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
         return subprocess.run(
-            command, cwd=root / "bundle", env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, *torchrun, *command],
+            cwd=root / "bundle",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
 
     return run

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -13,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dbisl.networks import DualTaskVNet, load_exported
-from dbisl.utils import InputError
+from dbisl.networks import DualTaskVNet
+from tests.bundle.commands import run_python
 
 SIZES = [(16, 16, 16), (24, 40, 32), (40, 56, 40)]
 
@@ -29,22 +26,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(weights: Path) -> torch.nn.Module:
-    network = DualTaskVNet(out_channels=3, features=16, levels=4, fused_slope=10.0).eval()
+    network = DualTaskVNet(out_channels=3, features=16, levels=4, fused_output=True, sdm_slope=10.0).eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     return network
 
 
 def command(root: Path, *arguments: object) -> str:
     """Run one of MONAI's commands in the bundle's folder; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
-        cwd=root / "bundle",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(["-m", "monai.bundle", *arguments], root / "bundle")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -117,15 +106,3 @@ def test_maps_of_an_exported_network(root: Path, torchscript: Path, demo_data: P
     assert written[0].max() > 0.6  # a softmax of probabilities stays below 0.58
     np.testing.assert_allclose(written[0].sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_array_equal(*written)
-
-
-def test_what_is_no_exported_network_is_named(tmp_path: Path) -> None:
-    for name in ("broken.ts", "broken.onnx"):
-        (tmp_path / name).write_text("no network")
-        with pytest.raises(InputError, match=rf"{name} cannot be read \(.*expected a complete exported network"):
-            load_exported(str(tmp_path / name), "cpu")
-    (tmp_path / "model.pt").touch()
-    with pytest.raises(InputError, match=r"model\.pt is no exported network: expected the ending \.ts"):
-        load_exported(str(tmp_path / "model.pt"), "cpu")
-    with pytest.raises(InputError, match=r"model\.ts does not exist"):
-        load_exported(str(tmp_path / "model.ts"), "cpu")

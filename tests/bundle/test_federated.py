@@ -85,6 +85,6 @@ def test_two_clients_learn_together(clients: list[MonaiAlgo]) -> None:
         best = client.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL}).weights
         assert set(best) == set(shared)
         client.finalize()
-    network = DualTaskVNet(out_channels=3, features=4, levels=4, fused_slope=10.0).eval()
+    network = DualTaskVNet(out_channels=3, features=4, levels=4, fused_output=True).eval()
     network.load_state_dict(shared)
     assert network(torch.zeros(1, 1, 16, 16, 16)).isfinite().all()

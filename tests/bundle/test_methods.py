@@ -1,7 +1,8 @@
-"""Every method's file trains, and differs from DBiSL in what it says: its terms, its teacher, what is served."""
+"""Every method's file trains, and differs from DBiSL as it says: its terms, its teacher, what is evaluated."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,71 @@ from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 
 METHODS = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "methods"
 BOTH_TASKS = {"segmentation", "regression"}
-# Terms that are computed, whether a teacher is asked, whether it is served, and whether labels are pasted.
-EXPECTED: dict[str, tuple[set[str], bool, bool, bool]] = {
-    "supervised": ({"segmentation"}, False, False, False),
-    "supervised_averaged": ({"segmentation"}, False, True, False),
-    "dual_task": (BOTH_TASKS, False, False, False),
-    "dtc": ({*BOTH_TASKS, "consistency_segmentation"}, False, False, False),
-    "mean_teacher": ({"segmentation", "pseudo_segmentation"}, True, True, False),
-    "cross_pseudo": (
-        {*BOTH_TASKS, "segmentation_across", "pseudo_segmentation", "pseudo_segmentation_across"},
-        False,
-        False,
-        False,
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a method differs from DBiSL.
+
+    Attributes:
+        terms: the terms that are computed.
+        asks_teacher: whether a teacher makes pseudo-labels.
+        evaluates_teacher: whether the teacher is the network that is evaluated and published.
+        pastes: whether labeled boxes are pasted into unlabeled patches.
+        pseudo_label, harden, gamma: what the pseudo-labels are made of, and how much uncertainty counts.
+        prediction: what is scored.
+    """
+
+    terms: set[str] = field(default_factory=lambda: set(TERMS))
+    asks_teacher: bool = True
+    evaluates_teacher: bool = True
+    pastes: bool = True
+    pseudo_label: str = "fused"
+    harden: bool = True
+    gamma: float = 1.0
+    prediction: str = "fused"
+
+
+EXPECTED = {
+    "dbisl": Method(),
+    "supervised": Method(
+        terms={"segmentation"},
+        asks_teacher=False,
+        evaluates_teacher=False,
+        pastes=False,
+        prediction="segmentation",
     ),
-    "dbisl": (set(TERMS), True, True, True),
-    "ablation_no_cross_supervision": (set(TERMS) - {"segmentation_across", "regression_across"}, True, True, True),
-    "ablation_no_consistency": (set(TERMS) - set(CONSISTENCY_TERMS), True, True, True),
-    "ablation_no_pseudo_labels": ({*LABELED_TERMS, *CONSISTENCY_TERMS}, False, True, False),
-    "ablation_no_uncertainty": (set(TERMS), True, True, True),
-    "ablation_one_way": (set(TERMS) - {"regression_across", "consistency_regression"}, True, True, True),
-    "ablation_no_teacher": (set(TERMS), False, False, False),
-    "ablation_no_copy_paste": (set(TERMS), True, True, False),
-    "ablation_no_weak_view": (set(TERMS), True, True, True),
+    "supervised_averaged": Method(terms={"segmentation"}, asks_teacher=False, pastes=False, prediction="segmentation"),
+    "dual_task": Method(
+        terms=BOTH_TASKS, asks_teacher=False, evaluates_teacher=False, pastes=False, prediction="segmentation"
+    ),
+    "dtc": Method(
+        terms={*BOTH_TASKS, "consistency_segmentation"},
+        asks_teacher=False,
+        evaluates_teacher=False,
+        pastes=False,
+        prediction="segmentation",
+    ),
+    "mean_teacher": Method(
+        terms={"segmentation", "pseudo_segmentation"}, pastes=False, harden=False, prediction="segmentation"
+    ),
+    "cross_pseudo": Method(
+        terms={*BOTH_TASKS, "segmentation_across", "pseudo_segmentation", "pseudo_segmentation_across"},
+        asks_teacher=False,
+        evaluates_teacher=False,
+        pastes=False,
+        pseudo_label="cross",
+        gamma=0.0,
+    ),
+    "ablation_no_cross_supervision": Method(terms=set(TERMS) - {"segmentation_across", "regression_across"}),
+    "ablation_no_consistency": Method(terms=set(TERMS) - set(CONSISTENCY_TERMS)),
+    "ablation_no_pseudo_labels": Method(terms={*LABELED_TERMS, *CONSISTENCY_TERMS}, asks_teacher=False, pastes=False),
+    "ablation_no_uncertainty": Method(gamma=0.0),
+    "ablation_one_way": Method(terms=set(TERMS) - {"regression_across", "consistency_regression"}),
+    "ablation_no_teacher": Method(asks_teacher=False, evaluates_teacher=False, pastes=False),
+    "ablation_no_copy_paste": Method(pastes=False),
+    "ablation_no_weak_view": Method(),
 }
-# What the pseudo-labels are made of, whether they are hardened, and how much uncertainty counts, where DBiSL's differ.
-PSEUDO_LABELS: dict[str, tuple[str, bool, float]] = {
-    "mean_teacher": ("fused", False, 1.0),
-    "cross_pseudo": ("cross", True, 0.0),
-    "ablation_no_uncertainty": ("fused", True, 0.0),
-}
-
-
-# Of which answer the scores are; of the methods that train the regression's segmentation, the fused one.
-OF_SEGMENTATION = {"supervised", "supervised_averaged", "mean_teacher", "dual_task", "dtc"}
 
 
 def test_every_method_is_expected() -> None:
@@ -74,50 +107,51 @@ def prepare(root: Path, demo_data: Path, tmp_path: Path, *files: Path, **options
 
 @pytest.mark.parametrize("method", EXPECTED)
 def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
-    terms, asks_teacher, serves_teacher, pastes = EXPECTED[method]
-    small = {"network_def#features": 4}
-    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", **small)
+    expected = EXPECTED[method]
+    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", features=4)
     workflow.initialize()
     parser = workflow.parser
     trainer, network = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("network")
     loss = parser.get_parsed_content("loss")
-    assert (loss.pseudo_label, loss.harden, loss.gamma) == PSEUDO_LABELS.get(method, ("fused", True, 1.0))
-    taught = []
-    trainer.teacher.register_forward_hook(lambda *_: taught.append(True)) if trainer.teacher is not None else None
+    assert (loss.pseudo_label, loss.harden, loss.gamma) == (expected.pseudo_label, expected.harden, expected.gamma)
+    asked = []
+    trainer.teacher.register_forward_hook(lambda *_: asked.append(True)) if trainer.teacher is not None else None
     workflow.run()
 
-    assert set(trainer.state.output["terms"]) & set(TERMS) == terms
-    assert bool(taught) == asks_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
-    assert (parser.get_parsed_content("eval_network") is not network) == serves_teacher
-    assert (asks_teacher and trainer.copy_paste.prob > 0) == pastes
+    terms = set(trainer.state.output["terms"]) & set(TERMS)
+    assert terms == expected.terms
+    assert bool(asked) == expected.asks_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
+    assert (parser.get_parsed_content("eval_network") is not network) == expected.evaluates_teacher
+    assert (expected.asks_teacher and trainer.copy_paste.prob > 0) == expected.pastes
     assert isinstance(network, DualTaskVNet)
-    assert parser.get_parsed_content("answer") == ("segmentation" if method in OF_SEGMENTATION else "fused")
-    assert network.dual != (terms <= {"segmentation", "pseudo_segmentation"})
-    served = torch.load(tmp_path / "model_final.pt", weights_only=True)
-    expected = parser.get_parsed_content("eval_network").state_dict()
-    assert all(torch.equal(served[name], expected[name]) for name in expected)
+    assert parser.get_parsed_content("prediction") == expected.prediction
+    assert network.dual_task != (terms <= {"segmentation", "pseudo_segmentation"})
+    published = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    weights = parser.get_parsed_content("eval_network").state_dict()
+    assert all(torch.equal(published[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("method", ["dbisl", "ablation_no_weak_view"])
 def test_view_of_the_teacher(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
-    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml")
+    workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", features=4)
     workflow.initialize()
     dataset = workflow.parser.get_parsed_content("unlabeled#dataset")
-    views = [(scan["image"], scan["weak_image"]) for scan in (dataset[index] for index in range(len(dataset)))]
-    assert all(torch.equal(strong, weak) == (method != "dbisl") for strong, weak in views)
+    teacher_view = workflow.parser.get_parsed_content("train#trainer").teacher_view
+    views = [(scan["image"], scan[teacher_view]) for scan in (dataset[index] for index in range(len(dataset)))]
+    assert all(torch.equal(students, teachers) == (method != "dbisl") for students, teachers in views)
 
 
 def test_patches_are_as_many_without_unlabeled_scans(root: Path, demo_data: Path, tmp_path: Path) -> None:
     for method in ("supervised", "dual_task", "dbisl"):
-        options = {"network_def#features": 4, "unlabeled#dataset#data": []}
+        options = {"features": 4, "unlabeled#dataset#data": []}
         workflow = prepare(root, demo_data, tmp_path, METHODS / f"{method}.yaml", **options)
         workflow.initialize()
         workflow.run()
         assert len(workflow.parser.get_parsed_content("train#trainer").state.output["label"]) == 4
 
 
-def test_teacher_learns_although_the_student_is_served(root: Path, demo_data: Path, tmp_path: Path) -> None:
-    workflow = prepare(root, demo_data, tmp_path, **{"network_def#features": 4, "eval_network": "@network"})
+def test_teacher_learns_although_the_student_is_evaluated(root: Path, demo_data: Path, tmp_path: Path) -> None:
+    workflow = prepare(root, demo_data, tmp_path, **{"features": 4, "eval_network": "@network"})
     workflow.initialize()
     teacher = workflow.parser.get_parsed_content("train#trainer").teacher
     before = [parameter.clone() for parameter in teacher.parameters()]
@@ -130,9 +164,9 @@ def test_teacher_learns_although_the_student_is_served(root: Path, demo_data: Pa
 @pytest.mark.parametrize("method", ["supervised", "mean_teacher", "dbisl"])
 def test_other_backbone_trains_by_the_same_files(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
     files = [METHODS.parent / "backbones" / "segresnet.yaml", METHODS / f"{method}.yaml"]
-    workflow = prepare(root, demo_data, tmp_path, *files, **{"network_def#init_filters": 8})
+    workflow = prepare(root, demo_data, tmp_path, *files, features=8)
     workflow.initialize()
     network = workflow.parser.get_parsed_content("network")
-    assert isinstance(network, DualTaskSegResNet) and network.dual == (method == "dbisl")
+    assert isinstance(network, DualTaskSegResNet) and network.dual_task == (method == "dbisl")
     workflow.run()
-    assert set(workflow.parser.get_parsed_content("train#trainer").state.output["terms"]) >= EXPECTED[method][0]
+    assert set(workflow.parser.get_parsed_content("train#trainer").state.output["terms"]) >= EXPECTED[method].terms

@@ -81,7 +81,7 @@ def test_gathered_validation_is_that_of_one_process(
         rows = [row for row in csv.DictReader(file) if row["task"] == "fused"]
     dice = torch.tensor([float(row["dice"]) for row in rows]).view(3, 2).mean(dim=1)
     assert dice.std() > 0.002  # a case that counted twice would show
-    best = torch.load(run_dir / "models" / "checkpoint.pt", weights_only=True)["best"]
+    best = torch.load(run_dir / "models" / "checkpoint.pt", weights_only=True)["trainer"]["best_score"]
     assert best == pytest.approx(float(dice.mean()), abs=1e-4)
 
 

@@ -14,6 +14,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 import dbisl
+from scripts.format_json import format_json
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_metadata_agrees_with_the_configs(root: Path) -> None:
     assert data_format["inputs"]["image"]["num_channels"] == train["in_channels"]
     assert data_format["outputs"]["pred"]["num_channels"] == len(train["class_names"])
     assert list(data_format["outputs"]["pred"]["channel_def"].values()) == train["class_names"]
-    multiple = 2 ** (train["network_def"]["levels"] - 1)
+    multiple = 2 ** (train["levels"] - 1)
     # Of a single voxel, in the deepest map, instance normalisation can make nothing: twice as much, then.
     assert data_format["inputs"]["image"]["spatial_shape"] == [f"{2 * multiple}*n"] * 3
     assert all(size % multiple == 0 for size in train["patch_size"])
@@ -113,7 +114,7 @@ def test_files_and_sections_that_the_zoo_asks_for(root: Path) -> None:
 def test_configs_are_formatted_and_hold_no_personal_path(root: Path) -> None:
     for path in (root / "bundle").rglob("*.json"):
         text = path.read_text()
-        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", path
+        assert text == format_json(json.loads(text)), f"{path}: run make format"
     for path in (
         *(root / "bundle").rglob("*.json"),
         *(root / "bundle").rglob("*.yaml"),

@@ -1,7 +1,6 @@
-"""Every command of the READMEs runs.
+"""Every command of the README and of the guides runs, each distinct one once and in the order of the documents.
 
-Trainings are shortened by options that are appended; ``make`` targets that are the tests themselves are asked for
-their commands only.
+Trainings are shortened by options that are appended. ``make`` is only asked for its commands.
 """
 
 from __future__ import annotations
@@ -18,11 +17,17 @@ import pytest
 
 import dbisl
 from scripts.package import package
-from tests.bundle.commands import TINY
+from tests.bundle.commands import TINY, run_python
 
-DOCUMENTS = ("README.md", "bundle/docs/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/training.md",
+    "docs/inference.md",
+    "docs/comparing_methods.md",
+    "bundle/docs/README.md",
+)
 SHORT = {**TINY, "epochs": 1, "iterations_per_epoch": 1}
-PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
+PROGRAMS = ("python", "torchrun")
 SETTING = ("source ", "cd ", "export ")
 
 
@@ -31,7 +36,7 @@ def commands(root: Path) -> list[str]:
     for document in DOCUMENTS:
         for block in re.findall(r"```bash\n(.*?)```", (root / document).read_text(), flags=re.DOTALL):
             lines += [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,18 @@ def packed(clone: Path) -> Path:
     return package(str(clone / "dist"), str(clone))
 
 
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    program, *arguments = command
+    if program == "python":
+        return run_python(arguments, folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    return subprocess.run(
+        torchrun, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def test_make_targets_exist(root: Path, clone: Path) -> None:
     targets = [line.split() for line in commands(root) if line.startswith("make ")]
     assert ["make", "demo"] in targets and ["make", "test"] in targets
@@ -72,13 +89,13 @@ def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, d
             continue
         command = shlex.split(line.replace("$DATA", str(demo_data)))
         assert command[0] in PROGRAMS, f"no test knows how to run: {line}"
-        extra: dict[str, object] = {"network_def#features": 4}
+        extra: dict[str, object] = {"features": 4}
         if "download" in command:
             extra = {"progress": False}
             version = dbisl.__version__
             assert command[command.index("--url") + 1] == f"file:///path/to/dbisl_v{version}.zip"
             command[command.index("--url") + 1] = packed(clone).as_uri()
-        if "scripts/benchmark.py" in command:
+        if "scripts/benchmarks/compare.py" in command:
             extra = {"overrides": {**extra, **SHORT}, "methods": ["supervised"], "labels": [2], "seeds": [0]}
         if "training" in command:
             extra |= SHORT | ({"epochs": 2} if "--resume" in command else {})
@@ -91,17 +108,7 @@ def test_commands_of_the_documents_run_in_their_order(root: Path, clone: Path, d
             extra |= {"class_names": "['background','anterior','posterior']"}
         command += [text for key, value in extra.items() for text in (f"--{key}", str(value))]
         folder = clone / "bundle" if "monai.bundle" in command else clone
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("PYTHONPATH", None)
-        done = subprocess.run(
-            [sys.executable, *PROGRAMS[command[0]], *command[1:]],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run(command, folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran += 1
     assert ran >= 7

@@ -1,4 +1,4 @@
-"""A phantom that was scanned on many grids comes back where it was: on each scan's own grid."""
+"""The segmentation of a phantom lies in its true place, whatever grid the phantom was scanned on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from monai.bundle import ConfigWorkflow
 from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
+from dbisl.utils import case_name
+
 RADII = np.array([24.0, 19.0, 21.0])
-"""Millimetres of the phantom's half axes; its centre is the origin of the world, its edge one millimetre wide."""
+"""Half axes of the phantom in millimetres. Its centre is the origin of the world; its edge is 1 mm wide."""
 TURN = Rotation.from_euler("xyz", [20, -30, 15], degrees=True).as_matrix()
+"""Orientation of the phantom."""
 
 
 class Threshold(torch.nn.Module):
-    """As a trained network would answer about the phantom: bright voxels are the first structure.
+    """Stand-in for a network trained on the phantom: bright voxels are the first structure.
 
-    The scan's intensities have mean 0 and variance 1. If they were two, a dark and a bright one, the bright one would
-    be ``-1 / dark``; every window has dark voxels.
+    Preprocessing gives the scan's intensities mean 0 and variance 1. With only two intensities, the bright one is then
+    ``-1 / dark``, and every window has dark voxels: the threshold lies halfway between the two.
     """
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -32,7 +35,7 @@ class Threshold(torch.nn.Module):
 
 
 def scan(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Write the phantom as this grid shows it; the truth on that grid."""
+    """Write a scan of the phantom on a grid, and return the true mask on that grid."""
     voxels = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"), axis=-1)
     world = voxels @ affine[:3, :3].T + affine[:3, 3]
     distance = (1 - np.linalg.norm(world @ TURN / RADII, axis=-1)) * RADII.mean()
@@ -41,7 +44,10 @@ def scan(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def random_grid(random: np.random.Generator, millimetres: float) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Axes in any order and direction, oblique up to 25 degrees, 0.5 to 5 mm; a box of about so many millimetres."""
+    """Return the affine and the shape of a box of about ``millimetres`` in each direction.
+
+    Its axes have any order and direction, are oblique by up to 25 degrees, and have voxels of 0.5 to 5 mm.
+    """
     spacing = np.exp(random.uniform(np.log(0.5), np.log(5), size=3))
     axes = np.eye(3)[:, random.permutation(3)] * random.choice([-1, 1], size=3)
     tilt = Rotation.from_rotvec(random.uniform(-1, 1, size=3) * np.radians(25) / np.sqrt(3)).as_matrix()
@@ -64,7 +70,7 @@ def test_the_phantom_lands_on_the_truth_of_every_grid(root: Path, tmp_path: Path
     random = np.random.default_rng(0)
     straight = np.eye(4)
     straight[:3, 3] = -21
-    # Most boxes are about as large as the phantom and a patch; every fifth takes many windows.
+    # Most boxes are about as large as the phantom and a patch; every fifth needs many windows.
     sizes = [110 if index % 5 == 4 else 43 for index in range(20)]
     grids = {f"grid_{index:02}": random_grid(random, size) for index, size in enumerate(sizes)}
     grids["untouched"] = straight, (43, 43, 43)
@@ -82,16 +88,14 @@ def test_the_phantom_lands_on_the_truth_of_every_grid(root: Path, tmp_path: Path
 
     reached = {}
     for name, (affine, shape) in grids.items():
-        answer = nib.nifti1.load(output / f"{name}_seg.nii.gz")
-        assert answer.shape == shape
-        np.testing.assert_allclose(answer.affine, affine, atol=1e-4)
-        reached[name] = dice(np.asarray(answer.dataobj) == 1, truths[name])
+        segmentation = nib.nifti1.load(output / f"{name}_seg.nii.gz")
+        assert segmentation.shape == shape
+        np.testing.assert_allclose(segmentation.affine, affine, atol=1e-4)
+        reached[name] = dice(np.asarray(segmentation.dataobj) == 1, truths[name])
     assert reached["untouched"] > 0.97
     assert min(reached.values()) > reached["untouched"] - 0.02, reached
     with (output / "report.csv").open(newline="") as file:
-        volumes = {
-            Path(row["case"]).name.split(".")[0]: row["anterior hippocampus (ml)"] for row in csv.DictReader(file)
-        }
+        volumes = {case_name(row["case"]): row["anterior hippocampus (ml)"] for row in csv.DictReader(file)}
     for name, (affine, _) in grids.items():
         truth = np.count_nonzero(truths[name]) * abs(np.linalg.det(affine[:3, :3])) / 1000
         assert float(volumes[name]) == pytest.approx(truth, rel=0.05)

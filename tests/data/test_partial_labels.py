@@ -1,4 +1,4 @@
-"""Which slices of a label count as annotated."""
+"""Slices without a structure are marked as not annotated, and scans with partial labels are found."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dbisl.data import mark_file, mark_unannotated_slices
+from dbisl.data import mark_file, mark_unannotated_slices, unlabeled_scans
 from dbisl.utils import InputError
 
 
 def ball(dtype: type = np.uint8) -> np.ndarray:
+    """Return a label with a ball of class 1 around a ball of class 2, ``20 x 18 x 16``."""
     grid = np.indices((20, 18, 16))
     distance = ((grid - np.array([10, 9, 8]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0)
     return np.where(distance < 9, 2, distance < 36).astype(dtype)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_without_an_outline_are_unknown_along_the_axis_that_was_outlined(axis: int) -> None:
+def test_slices_without_an_outline_are_marked_along_the_axis_that_was_outlined(axis: int) -> None:
     label = ball(np.int16)
     outlined = np.arange(label.shape[axis]) % 3 == 0
     np.moveaxis(label, axis, 0)[~outlined] = 0
@@ -32,17 +33,17 @@ def test_slices_without_an_outline_are_unknown_along_the_axis_that_was_outlined(
     )
 
 
-def test_a_whole_label_loses_nothing_but_what_lies_beyond_its_ends() -> None:
+def test_a_whole_label_is_marked_only_beyond_its_ends() -> None:
     label = ball()
     marked = mark_unannotated_slices(label)
     assert (marked[label > 0] == label[label > 0]).all()
-    unknown = np.argwhere(marked == 255)
-    assert len({tuple(np.delete(place, 0)) for place in unknown}) > 0
-    assert all(not label[place[0]].any() or not label[..., place[2]].any() for place in unknown)
+    ignored = np.argwhere(marked == 255)
+    assert len({tuple(np.delete(place, 0)) for place in ignored}) > 0
+    assert all(not label[place[0]].any() or not label[..., place[2]].any() for place in ignored)
 
 
 @pytest.mark.parametrize("every", [2, 4])
-def test_two_structures_apart_leave_no_doubt_about_the_axis(every: int) -> None:
+def test_the_space_between_two_structures_does_not_hide_the_outlined_axis(every: int) -> None:
     label = np.zeros((80, 20, 18), np.uint8)
     label[10:25, 4:16, 2:16] = 1
     label[60:75, 4:16, 2:16] = 2
@@ -53,14 +54,14 @@ def test_two_structures_apart_leave_no_doubt_about_the_axis(every: int) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, 300])
-def test_what_is_no_label_is_refused(value: float) -> None:
+def test_values_that_are_not_class_indices_are_refused(value: float) -> None:
     label = ball(np.float32)
     label[0, 0, 0] = value
-    with pytest.raises(ValueError, match=f"has the value {value:g}: expected whole numbers from 0 to 255"):
+    with pytest.raises(ValueError, match=f"^The label has the value {value:g}: expected whole numbers from 0 to 255"):
         mark_unannotated_slices(label)
 
 
-def test_marking_twice_is_marking_once() -> None:
+def test_marking_twice_gives_the_same_as_marking_once() -> None:
     label = ball()
     label[..., 1::2] = 0
     once = mark_unannotated_slices(label)
@@ -78,10 +79,24 @@ def test_a_file_is_marked_in_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
-def test_an_empty_label_is_refused_and_left(tmp_path: Path) -> None:
+def test_an_empty_label_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"a\.nii\.gz has no voxel of a structure"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: The label has no voxel of a structure"):
         mark_file(path)
     assert path.read_bytes() == before
+
+
+def test_a_scan_with_a_partial_label_is_in_the_unlabeled_stream_too(tmp_path: Path) -> None:
+    cases = []
+    for name, values in (("whole", [0, 1, 2]), ("partial", [0, 1, 255]), ("broken", None)):
+        image, label = tmp_path / f"{name}.nii.gz", tmp_path / f"{name}_label.nii.gz"
+        if values is None:
+            label.write_text("not a label")
+        else:
+            nib.save(nib.Nifti1Image(np.array(values, np.uint8).reshape(3, 1, 1), np.eye(4)), label)
+        cases.append({"image": str(image), "label": str(label)})
+    assert unlabeled_scans([{"image": "a.nii.gz"}], cases) == [{"image": "a.nii.gz"}, {"image": cases[1]["image"]}]
+    listed = [{"image": cases[1]["image"]}]
+    assert unlabeled_scans(listed, cases) == listed

@@ -1,4 +1,4 @@
-"""How unsure the model is of a scan."""
+"""How uncertain a model is about a scan."""
 
 from __future__ import annotations
 
@@ -15,12 +15,24 @@ from dbisl.engines import ScanScores
 from scripts.make_demo_data import make_demo_data
 
 
-def test_scores_are_sums_over_what_was_segmented(root: Path, tmp_path: Path) -> None:
-    make_demo_data(str(tmp_path / "data"), num_labeled=1, num_unlabeled=1, num_validation=1, seed=0)
-    image = next((tmp_path / "data" / "images").iterdir())
-    scores = ScanScores(root / "bundle")
-    found = scores(image)
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(str(folder), num_labeled=1, num_unlabeled=1, num_validation=1, seed=0)
+    return next((folder / "images").iterdir())
 
+
+@pytest.fixture(scope="module")
+def scores(root: Path) -> ScanScores:
+    return ScanScores(root / "bundle")
+
+
+@pytest.fixture(scope="module")
+def found(scores: ScanScores, image: Path) -> dict[str, float]:
+    return scores(image)
+
+
+def test_scores_are_sums_over_the_foreground(scores: ScanScores, image: Path, found: dict[str, float]) -> None:
     scan = scores.preprocessing({"image": str(image)})["image"].as_tensor()[None]
     options = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.5}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -29,19 +41,16 @@ def test_scores_are_sums_over_what_was_segmented(root: Path, tmp_path: Path) -> 
         )
     p, p_r = p.softmax(1)[0].numpy(), (10 * r).softmax(1)[0].numpy()
     fused = (p + p_r) / 2
-    segmented = (fused.argmax(axis=0) > 0).sum()
-    divergence = np.nan_to_num(jensenshannon(p, p_r, base=3) ** 2).sum() / segmented  # NaN: rounding below 0
-    assert found["entropy"] == pytest.approx(entropy(fused, base=3).sum() / segmented, rel=0.05)
+    foreground = (fused.argmax(axis=0) > 0).sum()
+    divergence = np.nan_to_num(jensenshannon(p, p_r, base=3) ** 2).sum() / foreground  # NaN: rounding below 0
+    assert found["entropy"] == pytest.approx(entropy(fused, base=3).sum() / foreground, rel=0.05)
     assert found["disagreement"] == pytest.approx(divergence, rel=0.1)
 
 
-def test_a_scan_in_which_nothing_is_found_comes_first(root: Path, tmp_path: Path) -> None:
-    make_demo_data(str(tmp_path / "data"), num_labeled=1, num_unlabeled=1, num_validation=1, seed=0)
-    image = next((tmp_path / "data" / "images").iterdir())
-    scores = ScanScores(root / "bundle")
-    some = scores(image)
-    with torch.no_grad():  # background everywhere, in both tasks, but not for sure
-        for parameter in scores.network.parameters():
-            parameter.zero_()
-    nothing = scores(image)
-    assert nothing["entropy"] > some["entropy"]
+def test_a_scan_without_any_structure_ranks_first(
+    root: Path, tmp_path: Path, scores: ScanScores, image: Path, found: dict[str, float]
+) -> None:
+    # With all weights 0, both tasks predict the background everywhere, but with little certainty.
+    zeros = {name: torch.zeros_like(values) for name, values in scores.network.state_dict().items()}
+    torch.save(zeros, tmp_path / "zeros.pt")
+    assert ScanScores(root / "bundle", weights=tmp_path / "zeros.pt")(image)["entropy"] > found["entropy"]

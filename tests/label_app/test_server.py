@@ -1,5 +1,7 @@
-"""The real MONAI Label server over REST, with the stock app and with ours. Runs in the environment of the server:
-``make test-server``."""
+"""The real MONAI Label server over REST, with the stock app and with ours.
+
+These tests need the environment of the server: ``make test-server``.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,12 @@ from dbisl.networks import DualTaskVNet
 from scripts.make_demo_data import make_demo_data
 
 FEATURES, PATCH = 4, [24, 24, 24]
-START = 90  # seconds
+DEADLINE = 90
+"""Seconds to wait for the start of the server, for a line in its log, or for a training."""
 
 
 class Server:
-    """A running server and its bundle folders."""
+    """Running server, its folder of scans, and its log."""
 
     def __init__(self, url: str, studies: Path, log: Path) -> None:
         self.url, self.studies, self._log = url, studies, log
@@ -47,17 +50,17 @@ class Server:
         return requests.request(method, self.url + path, timeout=120, **options)
 
     def json(self, method: str, path: str, **options: Any) -> Any:
-        answer = self.call(method, path, **options)
-        assert answer.status_code == 200, (path, answer.text, self.log[-3000:])
-        return answer.json()
+        response = self.call(method, path, **options)
+        assert response.status_code == 200, (path, response.text, self.log[-3000:])
+        return response.json()
 
     def assert_refused(self, path: str, why: str) -> None:
-        answer = self.call("POST", path, json={})
-        assert 400 <= answer.status_code < 500 and why in answer.text, (answer.text, self.log[-3000:])
+        response = self.call("POST", path, json={})
+        assert 400 <= response.status_code < 500 and why in response.text, (response.text, self.log[-3000:])
 
     def wait_for(self, text: str) -> None:
-        """Until the log has a text once more than now."""
-        before, deadline = self.log.count(text), time.monotonic() + START
+        """Wait until the log has a text once more than now."""
+        before, deadline = self.log.count(text), time.monotonic() + DEADLINE
         while self.log.count(text) == before:
             assert time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.1)
@@ -73,16 +76,16 @@ class Server:
     def train(self, model: str, background: bool = False, **options: Any) -> None:
         request = {"max_epochs": 1, "device": "cpu", "multi_gpu": False, **options}
         self.json("POST", f"/train/{model}{'' if background else '?run_sync=true'}", json=request)
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + DEADLINE
         while background and (status := self.json("GET", "/train/")["status"]) != "DONE":
             assert status in ("SUBMITTED", "PENDING", "RUNNING") and time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.5)
 
     def infer(self, model: str, name: str, folder: Path) -> nib.Nifti1Image:
-        answer = self.call("POST", f"/infer/{model}?image={name}&output=image")
-        assert answer.status_code == 200, (answer.text, self.log[-3000:])
+        response = self.call("POST", f"/infer/{model}?image={name}&output=image")
+        assert response.status_code == 200, (response.text, self.log[-3000:])
         path = folder / f"{name}_{model}.nii.gz"
-        path.write_bytes(answer.content)
+        path.write_bytes(response.content)
         return nib.load(path)
 
     def assert_on_the_grid(self, model: str, name: str, folder: Path) -> None:
@@ -109,7 +112,7 @@ def serve(command: list[str], studies: Path, log: Path) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", studies, log)
     try:
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + DEADLINE
         while True:
             assert process.poll() is None and time.monotonic() < deadline, server.log[-3000:]
             try:
@@ -124,7 +127,7 @@ def serve(command: list[str], studies: Path, log: Path) -> Iterator[Server]:
 
 
 def make_bundle(root: Path, folder: Path, seed: int | None) -> Path:
-    """A copy of the bundle with a small network, and random weights unless there is no seed."""
+    """Copy the bundle, with a small network. Give it random weights, or none if ``seed`` is None."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pt", "output", "logs", "*.egg-info")
     shutil.copytree(root / "bundle", folder, ignore=ignored)
     for name, changes in {
@@ -133,8 +136,7 @@ def make_bundle(root: Path, folder: Path, seed: int | None) -> Path:
     }.items():
         path = folder / "configs" / name
         config = json.loads(path.read_text())
-        config |= {**changes, "patch_size": PATCH}
-        config["network_def"]["features"] = FEATURES
+        config |= {**changes, "patch_size": PATCH, "features": FEATURES}
         path.write_text(json.dumps(config))
     if seed is not None:
         torch.manual_seed(seed)
@@ -156,7 +158,7 @@ def studies(demo: Path, tmp_path: Path) -> Path:
     return tmp_path / "studies"
 
 
-def label_of(demo: Path, name: str) -> Path:
+def label_path(demo: Path, name: str) -> Path:
     return demo / "labels" / f"{name}.nii.gz"
 
 
@@ -173,24 +175,24 @@ def test_stock_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> Non
         server.assert_on_the_grid("hippocampus", names[0], tmp_path)
         first = np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj)
         for name in names[:2]:
-            server.submit(name, label_of(demo, name))
+            server.submit(name, label_path(demo, name))
         served = (bundle / "models" / "model.pt").read_bytes()
         server.train("hippocampus")
         assert "training on 2 labeled and 4 unlabeled scans" in server.log
         assert (bundle / "models" / "model.pt").read_bytes() != served
         assert [path.read_bytes() for path in (bundle / "models" / "versions").glob("*.pt")] == [served]
         server.assert_on_the_grid("hippocampus", names[3], tmp_path)
-        # The running server answers by what is served: by the new weights, and by the old ones once they are back.
+        # The running server uses the weights that are served: the new ones, and the old ones once they are restored.
         assert (np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj) != first).any()
         ModelVersions(bundle / "models").restore()
         assert (np.asarray(server.infer("hippocampus", names[0], tmp_path).dataobj) == first).all()
         batch = "/batch/infer/hippocampus?images=unlabeled&run_sync=true"
-        answers = server.json("POST", batch, json={"multi_gpu": False})
-        assert sorted(answers) == names[2:]
+        responses = server.json("POST", batch, json={"multi_gpu": False})
+        assert sorted(responses) == names[2:]
 
 
 def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
-    """Two bundles in one server: one with weights, one that has yet to be trained."""
+    """Serve two bundles: one with weights, one that is not trained yet."""
     (studies / "overview.png").write_bytes(b"no scan")
     bundles = [make_bundle(root, tmp_path / name, seed) for name, seed in (("first", 0), ("second", None))]
     command = [str(root / "bundle" / "label_app" / "start.py"), "--conf", "bundles", ",".join(map(str, bundles))]
@@ -200,19 +202,19 @@ def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
         assert {"uncertainty_first", "entropy_second", "random", "first"} <= set(info["strategies"])
         names = sorted(server.images())
 
-        # From the first scan: a proposal by the weights that are there, a sentence where there are none.
+        # At the first scan: a segmentation from the bundle with weights, a sentence from the one without.
         server.assert_on_the_grid("first", names[0], tmp_path)
         server.assert_refused("/infer/second?image=" + names[0], "There is no model yet")
         server.assert_refused("/train/second?run_sync=true", "There is no label yet")
 
-        # One label, five scans without one.
-        server.submit(names[0], label_of(demo, names[0]))
+        # One labeled scan, five unlabeled ones.
+        server.submit(names[0], label_path(demo, names[0]))
         server.train("second", pretrained=False)
         assert "training on 1 labeled and 5 unlabeled scans, validation on 0" in server.log
         for model in ("first", "second"):
             server.assert_on_the_grid(model, names[1], tmp_path)
 
-        # The next scan is the one of which the model is least sure.
+        # The next scan is the one that the model is least sure of.
         for model in ("first", "second"):
             assert server.json("POST", f"/scoring/uncertainty_{model}?run_sync=true") == {"scored": 5, "failed": {}}
             for strategy, score in (("uncertainty", "disagreement"), ("entropy", "entropy")):
@@ -221,18 +223,18 @@ def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
                 assert server.json("POST", f"/activelearning/{strategy}_{model}", json={})["id"] == expected
         assert server.json("POST", "/scoring/uncertainty_first?run_sync=true")["scored"] == 0  # nothing has changed
 
-        # All labels: the latest of each five is held out, for good, and nothing is left without a label.
+        # All scans labeled: the latest of every five labels is for validation, permanently; no scan is unlabeled.
         for name in names[1:]:
-            server.submit(name, label_of(demo, name))
-            time.sleep(1.01)  # labels have dates of whole seconds
+            server.submit(name, label_path(demo, name))
+            time.sleep(1.01)  # the dates of labels are whole seconds
         served = (bundles[0] / "models" / "model.pt").read_bytes()
         for background in (False, True):  # 3D Slicer trains in the background
-            # Which scans are held out is not to be chosen anew.
+            # val_split does not change the validation scans.
             server.train("first", background, val_split=0)
             assert "training on 5 labeled and 0 unlabeled scans, validation on 1" in server.log
             splits = {name: info["split"] for name, info in server.images().items()}
             assert splits == {**dict.fromkeys(names, "training"), names[-1]: "validation"}
-        # One epoch is less than val_interval: it was compared nevertheless, and is served only if it is no worse.
+        # One epoch is shorter than val_interval: its model is validated all the same, and served only if not worse.
         assert server.log.count("model.pt reaches 0.") == 2
         if (bundles[0] / "models" / "model.pt").read_bytes() != served:
             assert json.loads((bundles[0] / "models" / "model.json").read_text())["score"] is not None
@@ -243,18 +245,18 @@ def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -
     command = [str(bundle / "label_app" / "start.py"), "--conf", "partial_labels", "true"]
     with serve(command, studies, tmp_path / "log.txt") as server:
         name = sorted(server.images())[0]
-        scan = nib.load(label_of(demo, name))
+        scan = nib.load(label_path(demo, name))
         label = np.asarray(scan.dataobj).copy()
         outlined = np.flatnonzero(label.any(axis=(0, 1)))[::4]
         label[..., ~np.isin(np.arange(label.shape[2]), outlined)] = 0
         nib.save(nib.Nifti1Image(label, scan.affine), tmp_path / "partial.nii.gz")
-        # What has no outline is refused and leaves no label behind; a draft is nobody's business.
+        # A label without any outline is refused and removed. A draft is accepted unchecked.
         nib.save(nib.Nifti1Image(np.zeros_like(label), scan.affine), tmp_path / "empty.nii.gz")
         for path, tag, status in (("empty", "final", 400), ("partial", "draft", 200)):
             with (tmp_path / f"{path}.nii.gz").open("rb") as file:
                 files = {"label": ("label.nii.gz", file)}
-                answer = server.call("PUT", f"/datastore/label?image={name}&tag={tag}", files=files)
-            assert answer.status_code == status, answer.text
+                response = server.call("PUT", f"/datastore/label?image={name}&tag={tag}", files=files)
+            assert response.status_code == status, response.text
         deadline = time.monotonic() + 10
         while server.json("GET", "/info/")["datastore"]["completed"] > 0:
             assert time.monotonic() < deadline
@@ -264,7 +266,7 @@ def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -
         assert (kept[..., outlined] == label[..., outlined]).all()
         assert (np.delete(kept, outlined, axis=2) == 255).all()
         server.train("dbisl")
-        assert "training on 1 labeled and 6 unlabeled scans" in server.log  # its other slices are unlabeled
+        assert "training on 1 labeled and 6 unlabeled scans" in server.log  # the labeled scan is among the unlabeled
 
 
 @pytest.mark.parametrize("moments", [pytest.param(3, id="3"), pytest.param(10, id="10", marks=pytest.mark.slow)])
@@ -276,13 +278,13 @@ def test_training_that_is_killed_leaves_the_served_model(
     dice = random.Random(0)
     with serve([str(bundle / "label_app" / "start.py")], studies, tmp_path / "log.txt") as server:
         names = sorted(server.images())
-        server.submit(names[0], label_of(demo, names[0]))
+        server.submit(names[0], label_path(demo, names[0]))
         for moment in range(moments):
             server.json("POST", "/train/dbisl", json={"max_epochs": 1000, "device": "cpu", "multi_gpu": False})
-            if moment % 5:  # the others are killed while they start
+            if moment % 5:  # all others are killed while they start
                 server.wait_for("training on 1 labeled and 5 unlabeled scans")
             time.sleep(dice.uniform(0, 3))
-            server.assert_on_the_grid("dbisl", names[1], tmp_path)  # while it trains
+            server.assert_on_the_grid("dbisl", names[1], tmp_path)  # during the training
             assert server.json("GET", "/train/")["status"] == "RUNNING"
             server.json("DELETE", "/train/")
             assert (bundle / "models" / "model.pt").read_bytes() == served

@@ -1,18 +1,22 @@
-"""What several processes share, on two of them: sums, batch normalisation, the loss, the cases of the validation."""
+"""Two processes: sums over them, the gradients of the loss, the shares of the cases; and how processes are started."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import multiprocessing
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from monai.bundle import ConfigWorkflow
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,27 +24,49 @@ from torch.nn.parallel import DistributedDataParallel
 from dbisl.bridge import SDMToSegmentation, SegmentationToSDM
 from dbisl.losses import TERMS, DBiSLLoss
 from dbisl.networks import DualTaskVNet
-from dbisl.utils import InputError, rank_device, share_of_rank, sum_over_ranks, synchronise_batch_norm
-from dbisl.utils.distributed import SyncBatchNorm
+from dbisl.utils import (
+    InputError,
+    checks_passed,
+    rank_device,
+    share_of_rank,
+    start_processes,
+    sum_over_ranks,
+    synchronise_batch_norm,
+)
 from scripts.make_demo_data import make_demo_data
 
 Ranks = Callable[..., list[Any]]
 
 
-def join(store: str, rank: int) -> None:
+CONTINUED: list[float] = []
+"""In each of the two processes: when its checks ended (first process), or when it continued (second process)."""
+
+
+def join(port: int, rank: int) -> None:
+    """Start a process as ``multi_gpu_train.json`` does, with the environment of torchrun."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    logging.basicConfig()
+    logging.getLogger().handlers[0].setLevel(logging.INFO)
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    start_processes("cpu")
+    if rank == 0:
+        time.sleep(0.2)  # the checks
+    CONTINUED.append(time.time())
+    checks_passed()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """``ranks(function, *arguments)``: what ``function(rank, *arguments)`` returns in each of two processes.
+def ranks() -> Iterator[Ranks]:
+    """Run ``ranks(function, *arguments)``: ``function(rank, *arguments)`` in each of two processes.
 
-    Tensors among the arguments lie in memory that the processes share: a network has to be copied.
+    Returns the result of each. The processes share the memory of tensor arguments: copy a network before using it.
     """
-    store = str(tmp_path_factory.mktemp("ranks") / "store")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
-    pools = [ProcessPoolExecutor(1, spawn, initializer=join, initargs=(store, rank)) for rank in range(2)]
+    pools = [ProcessPoolExecutor(1, spawn, initializer=join, initargs=(port, rank)) for rank in range(2)]
 
     def call(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         calls = [pool.submit(function, rank, *arguments) for rank, pool in enumerate(pools)]
@@ -72,89 +98,46 @@ def test_sum_of_one_process_is_the_tensor_itself() -> None:
 
 # ---- batch normalisation ----
 
-
-def norm_step(norm: nn.Module, images: torch.Tensor, weights: torch.Tensor) -> dict[str, np.ndarray]:
-    """Two steps of a weighted sum of the answer; the gradients and the state after the second."""
-    for _ in range(2):
-        norm.zero_grad()
-        image = images.clone().requires_grad_()
-        answer = norm(image)
-        (answer * weights).sum().backward()
-    values = {"answer": answer.detach(), "gradient": image.grad, **norm.state_dict()}
-    values |= {f"gradient of {name}": parameter.grad for name, parameter in norm.named_parameters()}
-    return {name: value.numpy() for name, value in values.items()}
+NORMALISED_BY_INSTANCE = {"features": 4, "levels": 2}
+NORMALISED_BY_BATCH = {**NORMALISED_BY_INSTANCE, "norm": "batch"}
 
 
-def norm_step_of_rank(rank: int, norm: nn.Module, images: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    part = slice(0, 1) if rank == 0 else slice(1, None)  # batches of different sizes
-    own = (torch.from_numpy(array[part].copy()) for array in (images, weights))
-    return norm_step(synchronise_batch_norm(copy.deepcopy(norm))[0], *own)
+def test_network_without_batch_norm_is_returned_unchanged() -> None:
+    network = DualTaskVNet(**NORMALISED_BY_INSTANCE)
+    modules = list(network.modules())
+    assert synchronise_batch_norm(network) is network
+    assert all(module is before for module, before in zip(network.modules(), modules, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
-def test_batch_norm_of_two_parts_is_that_of_the_whole(ranks: Ranks, options: dict[str, Any]) -> None:
-    generator = np.random.default_rng(0)
-    images = 100 + generator.normal(size=(4, 3, 2, 3, 4))  # a mean far from 0 shows cancellation
-    weights = generator.normal(size=images.shape)
-    norm = nn.Sequential(nn.BatchNorm3d(3, dtype=torch.float64, **options))
-    if norm[0].affine:
-        nn.init.uniform_(norm[0].weight)
-        nn.init.uniform_(norm[0].bias)
-    whole = norm_step(copy.deepcopy(norm)[0], torch.from_numpy(images), torch.from_numpy(weights))
-    # Without weights there is no parameter that says where the network is: a convolution beside it does.
-    first, second = ranks(norm_step_of_rank, nn.Sequential(norm[0], nn.Conv3d(3, 1, 1)), images, weights)
-    assert set(first) == set(second) == set(whole)
-    for name, value in whole.items():
-        if name in ("answer", "gradient"):
-            ours = np.concatenate([first[name], second[name]])
-        elif name.startswith("gradient of"):
-            ours = first[name] + second[name]
-        else:
-            ours = first[name]
-            np.testing.assert_array_equal(second[name], ours)
-        np.testing.assert_allclose(ours, value, rtol=1e-9, atol=1e-9, err_msg=name)
+def test_batch_norm_on_a_cpu_is_refused() -> None:
+    network = DualTaskVNet(**NORMALISED_BY_BATCH)
+    layers = sum(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+    assert layers > 0
+    with pytest.raises(InputError) as caught:
+        synchronise_batch_norm(network)
+    assert str(caught.value) == (
+        f"the network has {layers} batch normalisation layers and device is 'cpu', but PyTorch synchronises such "
+        "layers on GPUs only: expected GPUs, or `norm: instance` in network_def."
+    )
 
 
-def mixed_precision_answer(rank: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    torch.manual_seed(0)
-    whole = torch.randn(4, 3, 2, 4, 6).to(memory_format=torch.channels_last_3d)
-    norm = synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        image = nn.functional.conv3d(whole[2 * rank : 2 * rank + 2], torch.eye(3).view(3, 3, 1, 1, 1))
-        answer = norm(image)
-        expected = nn.BatchNorm3d(3)(nn.functional.conv3d(whole, torch.eye(3).view(3, 3, 1, 1, 1)))
-    alike = answer.dtype == image.dtype == torch.bfloat16
-    alike &= answer.is_contiguous(memory_format=torch.channels_last_3d)
-    return answer.detach().float().numpy(), expected[2 * rank : 2 * rank + 2].detach().float().numpy(), alike
-
-
-def test_batch_norm_keeps_type_and_memory_format(ranks: Ranks) -> None:
-    for answer, expected, alike in ranks(mixed_precision_answer):
-        assert alike
-        np.testing.assert_allclose(answer, expected, atol=0.02)
-
-
-def test_synchronised_network_keeps_its_state_and_its_evaluation() -> None:
-    torch.manual_seed(0)
-    network = DualTaskVNet(features=4, levels=2)
-    network(torch.randn(2, 1, 4, 4, 4))  # statistics that are not the initial ones
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch synchronises batch normalisation on GPUs only")
+def test_batch_norm_on_a_gpu_becomes_that_of_pytorch_and_keeps_its_state() -> None:
+    network = DualTaskVNet(**NORMALISED_BY_BATCH).cuda()
+    network(torch.randn(2, 1, 4, 4, 4, device="cuda"))  # statistics that differ from the initial ones
     synchronised = synchronise_batch_norm(copy.deepcopy(network))
     for ours, theirs in zip(synchronised.modules(), network.modules(), strict=True):
-        assert isinstance(ours, SyncBatchNorm) == isinstance(theirs, nn.BatchNorm3d)
+        assert isinstance(ours, nn.SyncBatchNorm) == isinstance(theirs, nn.BatchNorm3d)
     state, expected = synchronised.state_dict(), network.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    image = torch.randn(2, 1, 4, 4, 4)
-    for training in (True, False):  # in one process it is a batch normalisation like any other
-        for ours, theirs in zip(synchronised.train(training)(image), network.train(training)(image), strict=True):
-            torch.testing.assert_close(ours, theirs)
 
 
 # ---- the whole step ----
 
 
 def train_step(network: nn.Module, part: slice) -> dict[str, np.ndarray]:
-    """Loss and gradients for that part of the labeled and of the unlabeled batch."""
+    """Return the loss and its gradients for a part of the labeled and of the unlabeled batch."""
     generator = torch.Generator().manual_seed(1)
     size = (8, 8, 8)
     images = torch.randn(2, 4, 1, *size, generator=generator)
@@ -190,16 +173,16 @@ def test_two_processes_descend_as_one_does_with_both_batches(ranks: Ranks) -> No
         np.testing.assert_allclose(first[name], whole[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
-# ---- what each process has of its own ----
+# ---- what differs between processes ----
 
 
 def start_of_rank(rank: int, configs: str, data: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The weights, the first labeled patch and the cases of the first unlabeled batch."""
+    """Return the weights, the first labeled patch, and the cases of the first unlabeled batch."""
     files = [f"{configs}/train.json", f"{configs}/multi_gpu_train.json"]
-    options = {"dataset_dir": data, "device": "cpu", "num_workers": 0, "network_def#features": 4}
+    options = {"dataset_dir": data, "device": "cpu", "num_workers": 0, "features": 4}
     options |= {"warm_up": 0, "min_dice": 0}  # unlabeled patches from the first batch on
     parser = ConfigWorkflow(files, logging_file=False, **options).parser
-    parser.get_parsed_content("initialize#2")  # the group has been joined before
+    parser.get_parsed_content("initialize#2")  # the process has joined the group already
     network = parser.get_parsed_content("train#trainer#network")
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     batch = next(iter(parser.get_parsed_content("train#streams")))
@@ -214,7 +197,7 @@ def test_weights_start_alike_but_scans_and_augmentations_differ(ranks: Ranks, ro
         start_of_rank, configs, str(tmp_path / "data")
     )
     np.testing.assert_array_equal(weights, other_weights)
-    assert not np.allclose(patch, other_patch)  # of the one labeled scan
+    assert not np.allclose(patch, other_patch)  # both from the one labeled scan
     assert len({*cases, *other_cases}) == 4
 
 
@@ -230,6 +213,26 @@ def test_every_case_is_validated_equally_often_and_no_process_is_idle(ranks: Ran
     assert number == 0 or all(shares)
     if number >= 2:
         assert counts == [1] * number
+
+
+def test_one_process_validates_all_cases_and_waits_for_none() -> None:
+    assert list(share_of_rank([0, 1, 2])) == [0, 1, 2]
+    checks_passed()
+
+
+# ---- starting the processes ----
+
+
+def started(rank: int) -> tuple[int, int, int, float]:
+    """Return the rank, the number of processes, its log level, and the time in ``CONTINUED``."""
+    return idist.get_rank(), idist.get_world_size(), logging.getLogger().handlers[0].level, CONTINUED[0]
+
+
+def test_other_processes_wait_for_the_checks_and_log_warnings_only(ranks: Ranks) -> None:
+    first, second = ranks(started)
+    assert first[:3] == (0, 2, logging.INFO)
+    assert second[:3] == (1, 2, logging.WARNING)
+    assert second[3] >= first[3]
 
 
 def test_device_is_that_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:

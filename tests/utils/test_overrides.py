@@ -1,4 +1,4 @@
-"""A key that nothing reads is refused, wherever it was given."""
+"""Keys that nothing reads are refused, on the command line and in override files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Command:
-    """A bundle's config on disk, checked as if ``python -m monai.bundle run training`` had been started."""
+    """Config of a bundle on disk, checked as ``python -m monai.bundle run training`` would check it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -49,7 +49,7 @@ class Command:
         )
 
     def assert_accepted(self, *options: str, files: list[str] | None = None) -> None:
-        """Nothing to complain of, and of one wrong key beside these nothing but that one."""
+        """Assert that these options are accepted, and that one wrong key beside them is the only one refused."""
         self.run(*options, files=files)
         (line,) = self.refusal("--zzz", "1", *options, files=files).splitlines()
         assert line.startswith("--zzz overrides nothing")
@@ -82,11 +82,11 @@ def command(tmp_path: Path) -> Command:
         ["--epochs", "5", "--", "--verbose"],
     ],
 )
-def test_keys_that_the_config_has(command: Command, options: list[str]) -> None:
+def test_keys_of_the_config_are_accepted(command: Command, options: list[str]) -> None:
     command.assert_accepted(*options)
 
 
-def test_new_keys_that_something_reads(command: Command) -> None:
+def test_new_keys_are_accepted_if_something_reads_them(command: Command) -> None:
     command.assert_accepted("--network_def#bias", "False")  # by a constructor
     command.assert_accepted("--data_root", "/data")  # by an expression of the config
     command.assert_accepted("--rate", "0.1", "--learning_rate", "@rate")  # by another override
@@ -95,13 +95,13 @@ def test_new_keys_that_something_reads(command: Command) -> None:
 
 
 @pytest.mark.parametrize("form", [["--epoch", "5"], ["--epoch=5"], ["--epoch"], ["-epoch", "5"]])
-def test_a_misspelled_key(command: Command, form: list[str]) -> None:
+def test_a_misspelled_key_is_refused(command: Command, form: list[str]) -> None:
     message = command.refusal(*form)
     assert message.startswith(f"--epoch overrides nothing: {command.config} has no 'epoch' at the top level")
     assert message.endswith("expected an existing key, such as epochs.")
 
 
-def test_a_dash_for_an_underscore_is_named_as_fire_reads_it(command: Command) -> None:
+def test_a_key_with_dashes_is_named_with_underscores(command: Command) -> None:
     assert command.refusal("--num-labelled", "4").startswith("--num_labelled overrides nothing")
 
 
@@ -120,7 +120,7 @@ def test_a_dash_for_an_underscore_is_named_as_fire_reads_it(command: Command) ->
         ("zzz", "expected an existing key."),
     ],
 )
-def test_a_misspelled_nested_key(command: Command, key: str, nearest: str) -> None:
+def test_similar_keys_are_suggested(command: Command, key: str, nearest: str) -> None:
     message = command.refusal(f"--{key}", "5")
     assert message.startswith(f"--{key.replace('::', '#')} overrides nothing") and nearest in message
 
@@ -134,13 +134,13 @@ def test_every_misspelled_key_is_named(command: Command) -> None:
     assert [line.split(" ")[0] for line in lines] == ["--epoch", "--lerning_rate"]
 
 
-def test_a_bundle_property_is_no_excuse_on_the_command_line(command: Command) -> None:
+def test_bundle_properties_that_the_config_lacks_are_refused_on_the_command_line(command: Command) -> None:
     assert "such as dataset_dir" in command.refusal("--dataset", "/data")
     assert command.refusal("--device", "cpu").startswith("--device overrides nothing")
 
 
 @pytest.mark.parametrize("name", ["args.json", "args.yaml"])
-def test_an_args_file(command: Command, name: str) -> None:
+def test_misspelled_keys_in_an_args_file_are_refused(command: Command, name: str) -> None:
     good = command.write(name, {"epochs": 5, "logging_file": False})
     command.run("--args_file", good)
     bad = command.write(name, {"epoch": 5})
@@ -190,18 +190,18 @@ def test_a_misspelled_key_in_an_override_file(command: Command, content: dict[st
     assert message.startswith(f"{file}: ") and found in message
 
 
-def test_macros_that_bring_in_another_file(command: Command) -> None:
+def test_keys_that_a_macro_brings_from_another_file_are_accepted(command: Command) -> None:
     other = command.write("other.json", {"optimizer": {"lr": "@rate"}})
     method = command.write("method.json", {"rate": 0.1, "scale": f"%{other}#optimizer"})
     command.assert_accepted(files=[method])
     command.assert_accepted("--scale", f"%{other}::optimizer", "--rate", "2")
 
 
-def test_relative_references_count(command: Command) -> None:
+def test_relative_references_are_read(command: Command) -> None:
     command.assert_accepted(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
 
 
-def test_an_unquoted_list_ends_as_init_id(command: Command) -> None:
+def test_an_unquoted_list_is_refused(command: Command) -> None:
     lines = command.refusal("--scale", "[96,", "96,", "64]").splitlines()
     assert lines[0].startswith("init_id is (96,), which is no key of the config")
     assert lines[1].startswith("final_id is '64]'") and '--patch_size "[96, 96, 64]"' in lines[1]
@@ -217,7 +217,7 @@ def test_an_unquoted_list_ends_as_init_id(command: Command) -> None:
         ["monai/bundle/__main__.py", "run", "training"],
     ],
 )
-def test_other_programs_are_left_alone(command: Command, start: list[str]) -> None:
+def test_other_programs_are_not_checked(command: Command, start: list[str]) -> None:
     config = [] if start[-1] == "training" else ["--config_file", command.config]
     arguments = ["--epoch", "5", *config]
     check_overrides([*start, *arguments])

@@ -1,6 +1,6 @@
-"""Which scans there are, whether they can be used, and how training reads them."""
+"""Find the scans of a data set, check them, and read them for training."""
 
-from dbisl.data.cache import hash_case
+from dbisl.data.cache import cached_dataset, hash_case
 from dbisl.data.cases import Cases, find_cases
 from dbisl.data.checks import check_cases
 from dbisl.data.copy_paste import CopyPaste
@@ -17,6 +17,7 @@ __all__ = [
     "DicomSeriesReader",
     "EndlessSampler",
     "TwoStreamLoader",
+    "cached_dataset",
     "check_cases",
     "check_image",
     "find_cases",

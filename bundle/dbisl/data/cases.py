@@ -1,8 +1,4 @@
-"""Scans on disk -> labeled, unlabeled and validation cases, and the checks that run before any training.
-
-:func:`find_cases` reads a folder or a datalist, :func:`check_cases` reads every file once. Both raise
-:class:`InputError` with a sentence that names the file or the key, what was found and what was expected.
-"""
+"""Find the labeled, unlabeled and validation cases of a data set, in its folder, a datalist or an annotation server."""
 
 from __future__ import annotations
 
@@ -21,21 +17,18 @@ from dbisl.utils.files import case_name
 
 logger = logging.getLogger(__name__)
 
-
 DATALIST_KEYS = ("labeled", "unlabeled", "validation")
 
+LABELED_KEYS = ("labeled", "validation")
+"""Keys of the lists in which every case needs a label. In other lists a label may be missing."""
 
 DATASTORE = "datastore_v2.json"
-"""What MONAI Label 0.8 writes into the folder of the studies that it serves."""
-
-
-LABELED_KEYS = ("labeled", "validation")
-"""Lists whose every entry must have a label; in the others a label may be missing."""
+"""File that MONAI Label 0.8 writes into the folder of its studies."""
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases as MONAI's datasets take them, with absolute paths.
+    """Cases of a data set as MONAI's datasets take them, with absolute paths.
 
     Attributes:
         labeled: training cases, ``{"image": path, "label": path}``.
@@ -48,15 +41,6 @@ class Cases:
     validation: list[dict[str, str]]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a folder or a datalist says: ``validation`` is None where it says nothing about validation."""
-
-    training: list[dict[str, str]]
-    validation: list[dict[str, str]] | None
-    name: str
-
-
 def find_cases(
     dataset_dir: str | os.PathLike[str],
     datalist: str | os.PathLike[str] | None = None,
@@ -65,36 +49,45 @@ def find_cases(
 ) -> Cases:
     """Find the labeled, unlabeled and validation cases of a data set.
 
-    Four forms are understood, with files ending in ``.nii.gz`` or ``.nii``:
+    A data set has one of four forms. Files end in ``.nii.gz`` or ``.nii``.
 
-    - ``dataset_dir/images`` and ``dataset_dir/labels``, where a label has the file name of its image. Optional
-      ``train.list`` and ``val.list`` beside them hold a case name a line; without ``train.list``, every image that is
-      not in ``val.list`` is for training, in the order of the names.
-    - ``dataset_dir/imagesTr`` and ``dataset_dir/labelsTr``, the layout of the Medical Segmentation Decathlon, with the
-      ``training`` and ``validation`` lists of ``dataset.json`` where it has them. Test scans are never used.
-    - ``dataset_dir/datastore_v2.json``, the studies of a MONAI Label server: a case is labeled if its label is final,
+    - ``dataset_dir/images`` and ``dataset_dir/labels``. A label has the file name of its image. Optional files
+      ``train.list`` and ``val.list`` hold one case name per line. Without ``train.list``, every image that is not in
+      ``val.list`` is for training, sorted by name.
+    - ``dataset_dir/imagesTr`` and ``dataset_dir/labelsTr``, the layout of the Medical Segmentation Decathlon. The lists
+      ``training`` and ``validation`` of ``dataset.json`` are used if they exist. Test scans are never used.
+    - ``dataset_dir/datastore_v2.json``, the studies of a MONAI Label server. A case is labeled if its label is final,
       and for validation if the information about its image has ``"split": "validation"``.
-    - ``datalist``, a JSON file with the keys ``labeled``, ``unlabeled`` and ``validation``; its paths are absolute or
+    - ``datalist``, a JSON file with the keys ``labeled``, ``unlabeled`` and ``validation``. Its paths are absolute or
       relative to ``dataset_dir``.
 
-    In a folder, a case is labeled if its label file exists. Where nothing is said about validation, the last fifth of
-    the labeled training cases, rounded down, is taken for it (none of fewer than five). To train without validation,
-    say so: an empty ``val.list`` or ``"validation": []``.
+    In a folder, a case is labeled if its label file exists. If the data set does not name validation cases, the last
+    fifth of the labeled training cases is used, rounded down (with fewer than five, none). To train without validation,
+    give an empty ``val.list`` or ``"validation": []``.
 
     Args:
-        dataset_dir: folder of the data set.
-        datalist: JSON file, as given or inside ``dataset_dir``; None to use the folder's layout.
-        num_labeled: hides the labels of all but the first so many labeled training cases: the others are appended to
-            the unlabeled cases. None keeps every label.
-        labels_required: whether a data set without any label is an error. It is none for one client of a federated
-            training, whose network learns from the other clients' labels.
+        dataset_dir: the folder of the data set.
+        datalist: a JSON file, as a path or as a name inside ``dataset_dir``; None to use the layout of the folder.
+        num_labeled: how many labeled training cases keep their label, from the first. The others are appended to the
+            unlabeled cases. None keeps every label.
+        labels_required: whether a data set without any label is an error. In federated training it is not: the network
+            of such a client learns from the labels of the others.
 
     Raises:
-        InputError: when the input cannot be used; the sentence says why.
+        InputError: if the data set cannot be used; the sentence names the file or the key, what was found and what was
+            expected.
 
     Example:
-        >>> find_cases("data/hippocampus", num_labeled=4).labeled[0]  # doctest: +SKIP
-        {'image': '/data/hippocampus/imagesTr/a.nii.gz', 'label': '/data/hippocampus/labelsTr/a.nii.gz'}
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("images/a.nii.gz", "labels/a.nii.gz", "images/b.nii.gz"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()  # empty files are enough: find_cases opens none
+        ...     cases = find_cases(folder)
+        >>> [case_name(case["image"]) for case in cases.labeled]
+        ['a']
+        >>> [case_name(case["image"]) for case in cases.unlabeled]
+        ['b']
     """
     root = Path(dataset_dir).expanduser()
     if datalist:
@@ -111,7 +104,7 @@ def find_cases(
     if source.validation is None:
         kept = len(labeled) - len(labeled) // 5
         labeled, validation = labeled[:kept], labeled[kept:]
-        origin = f"the last fifth of the labeled cases, since {source.name} names none"
+        origin = f"the last fifth of the labeled cases, because {source.name} lists no validation cases"
     else:
         validation, origin = source.validation, source.name
     _require_usable(labeled, unlabeled, validation, source.name, labels_required)
@@ -125,6 +118,19 @@ def find_cases(
     return Cases(labeled=labeled, unlabeled=unlabeled, validation=validation)
 
 
+def overlap_problems(training: Iterable[Mapping[str, Any]], validation: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each validation image that is a training image too.
+
+    Links are followed, because a link to a scan is not another scan.
+    """
+    real_paths = {os.path.realpath(case["image"]) for case in training}
+    return [
+        f"{case['image']} is listed for training and for validation: expected in one of them only."
+        for case in validation
+        if os.path.realpath(case["image"]) in real_paths
+    ]
+
+
 def _require_usable(
     labeled: Sequence[Mapping[str, str]],
     unlabeled: Sequence[Mapping[str, str]],
@@ -132,11 +138,12 @@ def _require_usable(
     source: str,
     labels_required: bool,
 ) -> None:
+    """Check that validation cases have labels and are not for training, and that there is a label to train on."""
     for case in validation:
         if "label" not in case:
             raise InputError(f"{source}: the validation case {case['image']} has no label file: expected one for each.")
-    for image in _in_both([*labeled, *unlabeled], validation):
-        raise InputError(f"{source}: {image} is listed for training and for validation: expected in one of them only.")
+    for problem in overlap_problems([*labeled, *unlabeled], validation):
+        raise InputError(f"{source}: {problem}")
     if not labeled and labels_required:
         raise InputError(
             f"{source}: found no label among {len(unlabeled)} training cases: expected at least one label file, with "
@@ -147,7 +154,13 @@ def _require_usable(
 def _hide_labels(
     labeled: list[dict[str, str]], num_labeled: int | None, held_out: int
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The first ``num_labeled`` cases, and the others without their label."""
+    """Return the first ``num_labeled`` cases, and the others without their label.
+
+    Args:
+        labeled: labeled training cases.
+        num_labeled: how many keep their label; None for all.
+        held_out: how many labeled cases were taken for validation, for the message.
+    """
     if num_labeled is None:
         return labeled, []
     if not isinstance(num_labeled, int) or isinstance(num_labeled, bool) or num_labeled < 1:
@@ -161,11 +174,26 @@ def _hide_labels(
     return labeled[:num_labeled], [{"image": case["image"]} for case in labeled[num_labeled:]]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Cases as a folder, a datalist or a datastore gives them.
+
+    Attributes:
+        training: training cases, with and without labels.
+        validation: validation cases; None if the source does not name any.
+        name: the folder or the file, for messages.
+    """
+
+    training: list[dict[str, str]]
+    validation: list[dict[str, str]] | None
+    name: str
+
+
 def _read_folder(root: Path) -> _Source:
-    images, labels = _scan(root / "images"), _scan(root / "labels")
+    images, labels = _files_by_case(root / "images"), _files_by_case(root / "labels")
     if not images:
         raise _no_images(root)
-    _warn_of_lost_labels(images, labels)
+    _warn_of_labels_without_image(images, labels)
     validation = _read_list(root / "val.list", images)
     training = _read_list(root / "train.list", images)
     if training is None:
@@ -179,10 +207,10 @@ def _read_folder(root: Path) -> _Source:
 
 
 def _read_decathlon(root: Path) -> _Source:
-    images, labels = _scan(root / "imagesTr"), _scan(root / "labelsTr")
+    images, labels = _files_by_case(root / "imagesTr"), _files_by_case(root / "labelsTr")
     if not images:
         raise _no_images(root)
-    _warn_of_lost_labels(images, labels)
+    _warn_of_labels_without_image(images, labels)
     path = root / "dataset.json"
     lists = _read_json(path) if path.is_file() else {}
     training, validation = (_listed_cases(root, lists, key, path) for key in ("training", "validation"))
@@ -228,6 +256,7 @@ def _read_datastore(root: Path) -> _Source:
 
 
 def _no_images(root: Path) -> InputError:
+    """Return the error for a folder in which no image was found."""
     return InputError(
         f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected .nii.gz or .nii files "
         "in images/ and labels/, or in imagesTr/ and labelsTr/, or a MONAI Label datastore; for demo data, run "
@@ -235,29 +264,27 @@ def _no_images(root: Path) -> InputError:
     )
 
 
-def _scan(folder: Path) -> dict[str, Path]:
-    """Case name to file, sorted."""
+def _files_by_case(folder: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a folder by case name, sorted by file name; empty if there is no such folder."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not is_nifti(path):
             continue
         name = case_name(path)
         if name in files:
-            raise InputError(
-                f"{folder} has {files[name].name} and {path.name} for the one case {name}: expected one file."
-            )
+            raise InputError(f"{folder} has {files[name].name} and {path.name} for the case {name}: expected one file.")
         files[name] = path
     return files
 
 
-def _warn_of_lost_labels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
+def _warn_of_labels_without_image(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
     lost = sorted(set(labels) - set(images))
     if lost:
         logger.warning(f"{labels[lost[0]]}: {len(lost)} label files have no image of the same name and are not used.")
 
 
 def _read_list(path: Path, images: Mapping[str, Path]) -> list[str] | None:
-    """The case names in a list file, or None where there is no such file."""
+    """Return the case names in a list file, or None if there is no such file."""
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -272,19 +299,20 @@ def _read_list(path: Path, images: Mapping[str, Path]) -> list[str] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected a JSON file.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON file ({error}): expected lists of cases.") from None
+        raise InputError(f"{path} is not a JSON file ({error}): expected lists of cases.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}: expected a JSON object with lists of cases.")
     return content
 
 
 def _listed_cases(root: Path, lists: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]] | None:
-    """The cases under one key of a JSON file, or None where it lacks the key."""
+    """Return the cases under one key of a JSON file, or None if it does not have the key."""
     if key not in lists:
         return None
     if not isinstance(lists[key], list):
@@ -293,7 +321,14 @@ def _listed_cases(root: Path, lists: Mapping[str, Any], key: str, path: Path) ->
 
 
 def _listed_case(root: Path, entry: Any, place: str, labeled: bool) -> dict[str, str]:
-    """One entry of a JSON list: an image that must exist, and its label, which must exist if ``labeled``."""
+    """Return the case that one entry of a JSON list names.
+
+    Args:
+        root: the folder to which the paths are relative.
+        entry: ``{"image": path, "label": path}``, or the path of the image alone. The image must exist.
+        place: the file and the key, for messages.
+        labeled: whether the label must exist too.
+    """
     if isinstance(entry, str):
         entry = {"image": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
@@ -309,11 +344,6 @@ def _listed_case(root: Path, entry: Any, place: str, labeled: bool) -> dict[str,
 
 
 def _case(image: Path, label: Path | None) -> dict[str, str]:
+    """Return a case with absolute paths."""
     case = {"image": os.path.abspath(image)}
     return case if label is None else {**case, "label": os.path.abspath(label)}
-
-
-def _in_both(training: Iterable[Mapping[str, Any]], validation: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The images of ``validation`` that are in ``training`` too; links are followed, since a link is no second scan."""
-    known = {os.path.realpath(case["image"]) for case in training}
-    return [str(case["image"]) for case in validation if os.path.realpath(case["image"]) in known]

@@ -1,8 +1,4 @@
-"""Scans on disk -> labeled, unlabeled and validation cases, and the checks that run before any training.
-
-:func:`find_cases` reads a folder or a datalist, :func:`check_cases` reads every file once. Both raise
-:class:`InputError` with a sentence that names the file or the key, what was found and what was expected.
-"""
+"""Check every scan and label before training, and list all problems in one error."""
 
 from __future__ import annotations
 
@@ -18,21 +14,25 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.data.cases import _in_both
-from dbisl.data.nifti import READERS, _spatial_shape, image_problems, read_nifti, shape_text
+from dbisl.data.cases import overlap_problems
+from dbisl.data.nifti import READERS, image_problem, read_nifti, shape_text, spatial_shape
 from dbisl.data.partial_labels import IGNORE_LABEL
-from dbisl.utils.errors import MAX_REPORTED, InputError
+from dbisl.utils.errors import raise_if_any
 
 logger = logging.getLogger(__name__)
 
-
 MAX_PATCH_RATIO = 4
-"""Smaller scans are padded to the patch, but a patch longer than this many times the largest scan is a mistake."""
+"""How many times longer than the largest scan a patch may be. Smaller scans are padded, but much more is a mistake."""
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What reading one case gave: sentences, and the scan's size in voxels of ``spacing`` along R, A, S."""
+    """What the reading of one case found.
+
+    Attributes:
+        problems: sentences.
+        size: voxels of the scan along R, A, S after resampling; None for a case with problems.
+    """
 
     problems: list[str]
     size: np.ndarray | None = None
@@ -51,41 +51,43 @@ def check_cases(
     bfloat16_on_cpu: bool = False,
     labels_required: bool = True,
 ) -> None:
-    """Read every file once, header and voxels, and raise one error that names the problems.
+    """Read every file once, header and voxels, and raise one error that lists the problems.
 
-    Of an entry only ``"image"`` and, for labeled and validation cases, ``"label"`` are used. A ``"label"`` of an
-    unlabeled case is never opened.
+    A case is a mapping with the keys ``"image"`` and, for labeled and validation cases, ``"label"``; other keys are
+    ignored. The ``"label"`` of an unlabeled case is never opened.
 
     Args:
-        labeled: training cases with labels, at least one unless labels are not required.
+        labeled: training cases with labels; at least one if ``labels_required``.
         unlabeled: training cases without labels; may be empty.
         validation: cases with labels; may be empty.
-        in_channels: channels of an image: 1 for ``W x H x D`` files (a fourth axis of size 1 is accepted), otherwise
-            the size of the files' last axis.
-        out_channels: classes with background: labels hold the whole numbers ``0 .. out_channels - 1``, and 255 where
-            nothing was annotated.
-        patch_size: voxels of a training patch, an axis each; its length is the number of spatial axes.
-        patch_divisor: what the network needs every patch size to be a multiple of.
-        spacing: millimetres a voxel after resampling, an axis each in R, A, S order; None keeps each scan's own.
-        bfloat16_on_cpu: whether the network trains under bfloat16 autocast on the CPU, which rules out some patches.
+        in_channels: number of channels of an image. With 1, files are ``W x H x D`` (or ``W x H x D x 1``); with more,
+            the channels are the files' last axis.
+        out_channels: number of classes with the background. Labels hold whole numbers from 0 to ``out_channels - 1``,
+            and 255 where nothing was annotated.
+        patch_size: voxels of a training patch on each axis. Its length is the number of spatial axes, 2 or 3.
+        patch_divisor: number by which the network needs each patch size to be divisible.
+        spacing: size of a voxel after resampling, in millimetres along R, A, S; None keeps the spacing of each scan.
+        bfloat16_on_cpu: whether the network trains with bfloat16 autocast on the CPU, which excludes some patches.
         labels_required: whether having no labeled cases is a problem.
 
     Raises:
-        InputError: one sentence a problem, one a line, in the order of the lists, at most ten.
+        InputError: if there is a problem. It has one sentence per problem, one per line, in the order of the lists. At
+            most ten are listed and the others are counted.
     """
     start = time.perf_counter()
     options = option_problems(patch_size, patch_divisor, spacing)
     if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor:
-        # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads memory that nobody wrote.
+        # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads uninitialised memory.
         options.append(
-            f"patch_size is {patch_size[0]} on axis 0, where the network's deepest map then has 2 voxels, and bfloat16 "
-            f"gradients of such maps are wrong on a CPU: expected at least {3 * patch_divisor}, or --amp False."
+            f"patch_size is {patch_size[0]} on axis 0, so the network's deepest feature map has 2 voxels there, and "
+            "bfloat16 gradients of such maps are wrong on a CPU: "
+            f"expected at least {3 * patch_divisor}, or --amp False."
         )
-    _raise_if(options + _list_problems(labeled, unlabeled, validation, labels_required))
+    raise_if_any(options + _list_problems(labeled, unlabeled, validation, labels_required))
 
-    read = {str(case["image"]) for case in labeled}
+    to_read = {str(case["image"]) for case in labeled}
     cases: list[tuple[Any, Any]] = [(case["image"], case["label"]) for case in labeled]
-    cases += [(case["image"], None) for case in unlabeled if str(case["image"]) not in read]
+    cases += [(case["image"], None) for case in unlabeled if str(case["image"]) not in to_read]
     training = len(cases)
     cases += [(case["image"], case["label"]) for case in validation]
 
@@ -95,23 +97,18 @@ def check_cases(
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(pool.map(check, cases))
     sizes = [report.size for report in reports[:training] if report.size is not None]
-    _raise_if([problem for report in reports for problem in report.problems] + _patch_problems(patch_size, sizes))
+    raise_if_any([problem for report in reports for problem in report.problems] + _patch_problems(patch_size, sizes))
     logger.info(
         f"Checked {len(labeled)} labeled, {len(unlabeled)} unlabeled and {len(validation)} validation cases in "
         f"{time.perf_counter() - start:.1f} s."
     )
 
 
-def _raise_if(problems: Sequence[str]) -> None:
-    if problems:
-        more = len(problems) - MAX_REPORTED
-        raise InputError(
-            "\n".join([*problems[:MAX_REPORTED], *([f"... and {more} more problems."] if more > 0 else [])])
-        )
-
-
 def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequence[float] | None) -> list[str]:
-    """Sentences about patches that the network cannot take and spacings that are none; as of :func:`check_cases`."""
+    """Return a sentence for each patch size that the network cannot take, and for a spacing that does not fit.
+
+    The arguments are those of :func:`check_cases`.
+    """
     if not _are_numbers(patch_size, int) or len(patch_size) not in (2, 3):
         return [f"patch_size is {patch_size!r}: expected a list of 2 or 3 whole numbers."]
     problems = []
@@ -125,8 +122,8 @@ def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequ
             )
     if all(size == patch_divisor for size in patch_size):
         problems.append(
-            f"patch_size is {list(patch_size)}: expected more than {patch_divisor} on some axis, for the network's "
-            "deepest map would be a single voxel."
+            f"patch_size is {list(patch_size)}: expected more than {patch_divisor} on at least one axis, because the "
+            "network's deepest feature map would be a single voxel."
         )
     if spacing is not None and not (
         _are_numbers(spacing, int, float)
@@ -134,14 +131,15 @@ def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequ
         and all(0 < size < np.inf for size in spacing)
     ):
         problems.append(
-            f"spacing is {spacing!r}: expected {len(patch_size)} positive numbers, one an axis of patch_size."
+            f"spacing is {spacing!r}: expected {len(patch_size)} positive numbers, one for each axis of patch_size."
         )
     return problems
 
 
 def _are_numbers(values: Any, *types: type) -> bool:
+    """Return whether the values are a list of numbers of some types. ``bool`` does not count as ``int``."""
     return isinstance(values, (list, tuple)) and all(
-        isinstance(one, types) and not isinstance(one, bool) for one in values
+        isinstance(value, types) and not isinstance(value, bool) for value in values
     )
 
 
@@ -151,11 +149,12 @@ def _list_problems(
     validation: Sequence[Mapping[str, Any]],
     labels_required: bool,
 ) -> list[str]:
-    problems = (
-        []
-        if labeled or not labels_required
-        else ["There are no labeled cases: expected at least one image with a label (for evaluation, in val.list)."]
-    )
+    """Return the problems that show without opening a file: missing paths, and scans in two lists."""
+    problems = []
+    if labels_required and not labeled:
+        problems.append(
+            "There are no labeled cases: expected at least one image with a label (for evaluation, in val.list)."
+        )
     for name, cases, keys in (
         ("labeled", labeled, ("image", "label")),
         ("unlabeled", unlabeled, ("image",)),
@@ -168,72 +167,72 @@ def _list_problems(
                         f"The {name} case {case.get('image', f'number {index + 1}')} has {case.get(key)!r} as its "
                         f"{key}: expected the path of a file."
                     )
-    if problems:
-        return problems
-    return [
-        f"{image} is listed for training and for validation: expected in one of them only."
-        for image in _in_both([*labeled, *unlabeled], validation)
-    ]
+    return problems or overlap_problems([*labeled, *unlabeled], validation)
 
 
 def _check_case(
     image_path: Any, label_path: Any, dims: int, in_channels: int, out_channels: int, spacing: Sequence[float] | None
 ) -> _Report:
-    image, voxels, unreadable = read_nifti(image_path)
-    problems = [unreadable] if unreadable else []
+    """Read the files of one case. ``label_path`` is None for an unlabeled case."""
+    image, voxels, problem = read_nifti(image_path)
+    problems = [problem]
     shape = None
     if image is not None:
-        problems += image_problems(image_path, image, voxels, dims, in_channels)
-        shape = _spatial_shape(image.shape, dims, in_channels)
-    del voxels  # a whole volume: not needed while the label is read
+        problems.append(image_problem(image_path, image, voxels, dims, in_channels))
+        shape = spatial_shape(image.shape, dims, in_channels)
+    del voxels  # frees a whole volume before the label is read
     if label_path is not None:
-        label, values, unreadable = read_nifti(label_path)
-        problems += [unreadable] if unreadable else []
+        label, values, problem = read_nifti(label_path)
+        problems.append(problem)
         if label is not None:
-            problems += _label_problems(label_path, values, out_channels)
+            problems.append(_label_problem(label_path, values, out_channels))
         if label is not None and image is not None and shape is not None:
-            problems += _pair_problems(image_path, image, shape, label_path, label, dims)
-    size = _resampled_size(image, shape, spacing) if image is not None and shape is not None and not problems else None
-    return _Report(problems, size)
+            problems.append(_pair_problem(image_path, image, shape, label_path, label, dims))
+    problems = [problem for problem in problems if problem]
+    if problems or image is None or shape is None:
+        return _Report(problems)
+    return _Report([], _resampled_size(image, shape, spacing))
 
 
-def _label_problems(path: Any, values: np.ndarray, out_channels: int) -> list[str]:
+def _label_problem(path: Any, values: np.ndarray, out_channels: int) -> str:
+    """Return the sentence that says why the values of a label cannot be used, or an empty string."""
     if values.dtype.kind not in "iuf":
-        return [f"{path} holds voxels of type {values.dtype}: expected whole numbers."]
+        return f"{path} holds voxels of type {values.dtype}: expected whole numbers."
     wrong = ((values < 0) | (values >= out_channels)) & (values != IGNORE_LABEL)
     if values.dtype.kind == "f":
-        wrong |= ~(np.floor(values) == values)  # negated: NaN is unequal to everything
-    if not wrong.any():
-        # Many programs write a mask as 0 and 255: that must not pass for a scan in which nothing was found.
-        if (values == IGNORE_LABEL).any() and not ((values > 0) & (values != IGNORE_LABEL)).any():
-            return [
-                f"{path} has no label values but 0 and {IGNORE_LABEL}, which stands for what was not annotated: expected "
-                "some voxels of a structure (1 or more)."
-            ]
-        return []
-    found = np.unique(values[wrong])
-    listed = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
-    return [
-        f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} (out_channels is "
-        f"{out_channels}), or {IGNORE_LABEL} for what was not annotated."
-    ]
+        wrong |= ~(np.floor(values) == values)  # written with ~ because NaN is unequal to everything
+    if wrong.any():
+        found = np.unique(values[wrong])
+        listed = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
+        return (
+            f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} (out_channels is "
+            f"{out_channels}), or {IGNORE_LABEL} where nothing was annotated."
+        )
+    # Many programs write a mask as 0 and 255. It must not pass for a scan without any structure.
+    if (values == IGNORE_LABEL).any() and not ((values > 0) & (values != IGNORE_LABEL)).any():
+        return (
+            f"{path} has only the label values 0 and {IGNORE_LABEL}, and {IGNORE_LABEL} marks what was not annotated: "
+            "expected some voxels of a structure (1 or more)."
+        )
+    return ""
 
 
-def _pair_problems(
+def _pair_problem(
     image_path: Any, image: SpatialImage, shape: tuple[int, ...], label_path: Any, label: SpatialImage, dims: int
-) -> list[str]:
-    if _spatial_shape(label.shape, dims, 1) != shape:
-        return [
+) -> str:
+    """Return the sentence that says why a label does not fit its image, or an empty string."""
+    if spatial_shape(label.shape, dims, 1) != shape:
+        return (
             f"{label_path} has the shape {shape_text(label.shape)}: expected {shape_text(shape)}, as {image_path} has."
-        ]
+        )
     if not np.allclose(image.affine, label.affine, atol=1e-3):
         found, expected = label.affine[:3].round(3).tolist(), image.affine[:3].round(3).tolist()
-        return [f"{label_path} has the affine {found}: expected {expected}, as {image_path} has."]
-    return []
+        return f"{label_path} has the affine {found}: expected {expected}, as {image_path} has."
+    return ""
 
 
 def _resampled_size(image: SpatialImage, shape: tuple[int, ...], spacing: Sequence[float] | None) -> np.ndarray:
-    """Voxels along R, A, S after resampling: the affine says which axis of the file is which."""
+    """Return the voxels along R, A, S after resampling. The affine says which axis of the file is which."""
     order = np.argsort(nib.io_orientation(image.affine)[: len(shape), 0])
     if spacing is None:
         return np.asarray(shape, dtype=float)[order]
@@ -242,6 +241,12 @@ def _resampled_size(image: SpatialImage, shape: tuple[int, ...], spacing: Sequen
 
 
 def _patch_problems(patch_size: Sequence[int], sizes: Sequence[np.ndarray]) -> list[str]:
+    """Return a sentence for each axis on which the patch is far longer than every training scan.
+
+    Args:
+        patch_size: voxels of a patch on each axis.
+        sizes: voxels of each training scan along the same axes.
+    """
     if not sizes:
         return []
     return [

@@ -1,25 +1,27 @@
-"""Boxes of labeled patches pasted into unlabeled ones, with their label."""
+"""Boxes of labeled patches, pasted into unlabeled ones together with their labels."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch.nn import functional
+from monai.networks.utils import one_hot
+
+from dbisl.bridge import DualTaskOutput
 
 CERTAINTY = 12.0
-"""Logit of the true class where a label is pasted: sure to one in 160 000."""
+"""Logit of the true class where a label is pasted: a probability of wrong of one in 160 000."""
 
 
 class CopyPaste:
-    """Pastes a box of a labeled patch into an unlabeled one, and the truth in that box into the teacher's answer.
+    """Pastes a box of a labeled patch into an unlabeled one, and the label of that box into the teacher's output.
 
-    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right in the box. It is one
-    direction, labeled into unlabeled, of bidirectional copy-paste (Bai et al., CVPR 2023), with a box placed anywhere.
+    The network then sees unlabeled anatomy around labeled anatomy, with a target that is right inside the box. This is
+    one direction, labeled into unlabeled, of bidirectional copy-paste (Bai et al., CVPR 2023), with a box at any place.
 
     Args:
-        prob: of each unlabeled patch.
-        low, high: shortest and longest edge of the box, as a fraction of the patch's.
+        prob: probability with which a box is pasted into an unlabeled patch.
+        low, high: shortest and longest edge of the box, as a fraction of the patch's edge.
 
     Raises:
         ValueError: unless ``0 <= prob <= 1`` and ``0 < low <= high <= 1``.
@@ -38,59 +40,53 @@ class CopyPaste:
         images: torch.Tensor,
         label: torch.Tensor,
         sdm: torch.Tensor | None,
-        teacher: tuple[torch.Tensor, torch.Tensor | None],
-        known: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]]:
+        teacher: DualTaskOutput,
+        valid_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, DualTaskOutput]:
         """Paste into the unlabeled part of a batch.
 
-        The places come from the CPU's random generator: drawing them never waits for a GPU.
-
         Args:
-            images: ``B x C x *spatial``, the labeled patches first.
-            label: class indices of the labeled patches, ``B_l x 1 x *spatial``.
-            sdm: exact SDM of the labeled patches, ``B_l x K x *spatial``; needed where the teacher answers with one.
-            teacher: its ``(logits, R)`` for the unlabeled patches, each ``B_u x K x *spatial``; ``R`` may be None.
-            known: which voxels of ``label`` were annotated, ``B_l x 1 x *spatial``: only these are pasted, and only
-                where the SDM is not NaN; None: all of them.
+            images: the labeled patches, then the unlabeled ones, ``(B_l + B_u) x C x *spatial``.
+            label: class indices of the labeled patches, ``B_l x 1 x *spatial``, ``B_l`` at least 1.
+            sdm: exact SDM of the labeled patches, ``B_l x K x *spatial``; needed if the teacher predicts one.
+            teacher: the teacher's output for the unlabeled patches, ``B_u x K x *spatial`` each.
+            valid_mask: which voxels of ``label`` were annotated, ``B_l x 1 x *spatial``. Only these are pasted, and
+                only where the SDM is not NaN. None: all voxels.
 
         Returns:
-            The new images and the new answers (float32); the arguments are left as they were.
+            The new images and the teacher's new output (float32); the arguments stay unchanged.
 
         Raises:
             ValueError: when the teacher has an SDM and the labels have none.
         """
-        logits, r = teacher
-        if r is not None and sdm is None:
-            raise ValueError("copy-paste needs the SDM of the labels for a network that answers with one.")
-        images, logits = images.clone(), logits.float().clone()
-        r = None if r is None else r.float().clone()
+        if teacher.sdm is not None and sdm is None:
+            raise ValueError("copy-paste needs the SDM of the labels for a network that predicts one.")
+        images, logits = images.clone(), teacher.logits.float().clone()
+        r = None if teacher.sdm is None else teacher.sdm.float().clone()
         labeled, classes = len(label), logits.shape[1]
         for index in range(len(logits)):
             source = index % labeled
             if torch.rand(()) >= self.prob:
                 continue
-            pasted = self._pasted(images.shape[2:]).to(images.device, non_blocking=True)
-            if known is not None:
-                pasted = pasted & known[source, 0]
+            pasted = self._random_box(images.shape[2:]).to(images.device, non_blocking=True)
+            if valid_mask is not None:
+                pasted = pasted & valid_mask[source, 0]
                 if r is not None and sdm is not None:
                     pasted = pasted & ~sdm[source].isnan().any(dim=0)
-            one_hot = functional.one_hot(label[source, 0].long(), classes).movedim(-1, 0)
             images[labeled + index] = torch.where(pasted, images[source], images[labeled + index])
-            logits[index] = torch.where(pasted, CERTAINTY * one_hot.float(), logits[index])
+            truth = CERTAINTY * one_hot(label[source : source + 1], classes)[0]
+            logits[index] = torch.where(pasted, truth, logits[index])
             if r is not None and sdm is not None:
                 r[index] = torch.where(pasted, sdm[source].float(), r[index])
-        return images, (logits, r)
+        return images, DualTaskOutput(logits, r)
 
-    def _pasted(self, size: torch.Size) -> torch.Tensor:
-        """Which voxels come from the labeled patch: a box."""
-        inside = torch.zeros(size, dtype=torch.bool)
-        inside[tuple(self._box(size))] = True
-        return inside
-
-    def _box(self, size: torch.Size) -> list[slice]:
+    def _random_box(self, size: torch.Size) -> torch.Tensor:
+        """Mask of the pasted voxels, ``*spatial``."""
         box = []
         for voxels in size:
             edge = math.ceil(voxels * float(torch.empty(()).uniform_(self.low, self.high)))
             start = int(torch.randint(0, voxels - edge + 1, ()))
             box.append(slice(start, start + edge))
-        return box
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[tuple(box)] = True
+        return mask

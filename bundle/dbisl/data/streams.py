@@ -1,4 +1,4 @@
-"""The two streams of a semi-supervised training: labeled and unlabeled scans, each for ever, side by side."""
+"""The two streams of semi-supervised training: endless batches of labeled scans and of unlabeled scans."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 class EndlessSampler(Sampler[int]):
-    """Shuffled passes over a dataset, one after another without end.
+    """Sampler that passes over a dataset without end, each time in another random order.
 
-    A dataset smaller than the batch simply comes round again within one, and an epoch can be any number of iterations.
+    A batch may be larger than the dataset, and an epoch may have any number of iterations.
 
     Args:
-        dataset: whatever has a length.
-        seed: the order follows from it alone.
-        rank, world_size: with several processes each takes every ``world_size``-th index of the same order.
+        dataset: any object with a length. Its length may be 0, which gives no index.
+        seed: seed of the order. The same seed gives the same order.
+        rank: index of this process. With several processes, each takes every ``world_size``-th index of one order.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if ``rank`` is not in ``[0, world_size)``.
     """
 
     def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -44,20 +48,22 @@ class EndlessSampler(Sampler[int]):
 
 
 class TwoStreamLoader:
-    """Batches of both streams: ``{"labeled": batch, "unlabeled": batch}``, without end.
+    """Loader that gives batches of both streams without end: ``{"labeled": batch, "unlabeled": batch}``.
 
-    Where there are no scans of one kind the batches lack its key, and the log says so. Where there are no unlabeled
-    scans, and while they have no use, labeled ones take their place: a step learns from as many patches in each case.
+    Without unlabeled scans, and while ``labels_only`` says so, a batch has labeled patches in place of the unlabeled
+    ones, so that each step has as many patches as before. Such a batch has no key ``"unlabeled"``. Without labeled
+    scans, a batch has no key ``"labeled"``. The log says which stream is empty.
 
     Args:
-        labeled: loader over the labeled scans, endless by its sampler; its dataset may be empty if labels are not
-            required.
-        unlabeled: likewise over the unlabeled ones; its dataset may be empty.
-        labels_required: whether having no labeled scans is an error.
-        labels_only: asked before each batch, whether it is one of labeled patches alone.
+        labeled: loader of the labeled scans, with an endless sampler. Its dataset may be empty if ``labels_required``
+            is false.
+        unlabeled: loader of the unlabeled scans, with an endless sampler. Its dataset may be empty.
+        labels_required: whether an empty labeled dataset is an error.
+        labels_only: function that is called before each batch. While it returns true, the batch has labeled patches
+            only.
 
     Raises:
-        ValueError: when there are no labeled scans and labels are required, or no scans at all.
+        ValueError: if there are no labeled scans although labels are required, or no scans at all.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class TwoStreamLoader:
         labels_only: Callable[[], bool] = lambda: False,
     ) -> None:
         if len(labeled.dataset) == 0 and (labels_required or len(unlabeled.dataset) == 0):  # type: ignore[arg-type]
-            raise ValueError("there are no labeled scans to train on.")
+            raise ValueError("There are no labeled scans to train on.")
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.labels_only = labels_only
@@ -77,24 +83,25 @@ class TwoStreamLoader:
         labeled, unlabeled = len(self.labeled.dataset), len(self.unlabeled.dataset)  # type: ignore[arg-type]
         logger.info("training on %d labeled and %d unlabeled scans", labeled, unlabeled)
         if unlabeled == 0:
-            logger.warning("no unlabeled scans: training is supervised, on the labeled scans only")
+            logger.warning("no unlabeled scans: training is supervised and uses the labeled scans only")
         if labeled == 0:
-            logger.warning("no labeled scans: training has the unlabeled terms alone")
+            logger.warning("no labeled scans: training uses the unlabeled loss terms only")
             for batch in self.unlabeled:
                 yield {"unlabeled": batch}
             return
-        of_unlabeled = iter(self.unlabeled)
-        of_labeled = iter(self.labeled)
-        in_its_place = math.ceil(self.unlabeled.batch_size / self.labeled.batch_size)  # type: ignore[operator]
-        for batch in of_labeled:
+        unlabeled_batches = iter(self.unlabeled)
+        labeled_batches = iter(self.labeled)
+        # How many labeled batches have at least as many patches as one unlabeled batch.
+        replacements = math.ceil(self.unlabeled.batch_size / self.labeled.batch_size)  # type: ignore[operator]
+        for batch in labeled_batches:
             if unlabeled == 0 or self.labels_only():
-                yield {"labeled": _join([batch, *islice(of_labeled, in_its_place)])}
+                yield {"labeled": _concatenate([batch, *islice(labeled_batches, replacements)])}
             else:
-                yield {"labeled": batch, "unlabeled": next(of_unlabeled)}
+                yield {"labeled": batch, "unlabeled": next(unlabeled_batches)}
 
 
-def _join(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One batch of the items of several: tensors one after another, and lists of names likewise."""
+def _concatenate(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one batch with the items of several. Tensors are joined on their first axis, lists one after another."""
     columns = {key: [batch[key] for batch in batches] for key in batches[0]}
     return {
         key: torch.cat(values) if isinstance(values[0], torch.Tensor) else [item for part in values for item in part]

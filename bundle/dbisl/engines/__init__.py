@@ -2,14 +2,13 @@
 
 from dbisl.engines.archive import ArchiveDataset, ArchiveEvaluator, check_options, pending_cases
 from dbisl.engines.report import ArchiveReport, ScanResult
-from dbisl.engines.trainer import NotFiniteError, SemiSupervisedTrainer
+from dbisl.engines.trainer import SemiSupervisedTrainer
 from dbisl.engines.uncertainty import ScanScores
 
 __all__ = [
     "ArchiveDataset",
     "ArchiveEvaluator",
     "ArchiveReport",
-    "NotFiniteError",
     "ScanResult",
     "ScanScores",
     "SemiSupervisedTrainer",

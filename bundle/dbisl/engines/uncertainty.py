@@ -1,4 +1,4 @@
-"""How unsure a model is of a whole scan, to choose what to annotate next."""
+"""How uncertain a model is about a whole scan, to choose the scan to annotate next."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from dbisl.transforms.postprocessing import FuseTasksd
 
 
 class ScanScores:
-    """Scores of a scan by a bundle's model, the higher the less sure.
+    """Uncertainty scores of a scan by a bundle's model. A higher score means a less certain model.
 
-    ``disagreement`` is the Jensen-Shannon divergence of the two tasks, ``entropy`` the predictive entropy of their
-    mean, both over ``log K`` and summed over the scan at the training spacing, over the number of voxels that are
-    segmented as a structure (1, where none is: such a scan comes first). A single task has no disagreement: 0.
+    There are two scores: ``entropy`` is the predictive entropy of the fused tasks, and ``disagreement`` is the
+    Jensen-Shannon divergence of the two tasks (0 for a single task). Both are divided by ``log K``, summed over all
+    voxels of the scan at the training spacing, and divided by the number of foreground voxels of the segmentation. That
+    number counts as 1 if there are none, so that a scan without any structure ranks first.
 
     Args:
-        bundle_root: folder of the bundle, with its ``configs``.
-        weights: state dict; ``models/model.pt`` of the bundle if None.
-        device: where the network runs.
-        overrides: keys of ``inference.json`` with other values.
+        bundle_root: folder of the bundle, which has ``configs``.
+        weights: path of the network's state dict; None for the bundle's ``models/model.pt``.
+        device: device of the network.
+        overrides: other values for keys of ``inference.json``.
     """
 
     def __init__(
@@ -49,13 +50,17 @@ class ScanScores:
 
     @torch.no_grad()
     def __call__(self, image: str | os.PathLike[str]) -> dict[str, float]:
-        """The scores of one file or DICOM series."""
+        """Return the scores ``disagreement`` and ``entropy`` of a scan.
+
+        Args:
+            image: path of a NIfTI file or of the folder of a DICOM series.
+        """
         data: Mapping[str, Any] = self.preprocessing({"image": os.fspath(image)})
-        answer = self.inferer(data["image"].as_tensor()[None].to(self.device), self.network)
-        maps = self.fuse({"pred": answer[0].float()})
-        segmented = max(int((maps["pred"].argmax(dim=0) > 0).sum()), 1)
+        output = self.inferer(data["image"].as_tensor()[None].to(self.device), self.network)
+        maps = self.fuse({"pred": output[0].float()})
+        foreground = max(int((maps["pred"].argmax(dim=0) > 0).sum()), 1)
         sums = {
             "disagreement": maps.get("pred_uncertainty", torch.zeros(1)).sum(dtype=torch.float64),
             "entropy": normalised_entropy(maps["pred"][None]).sum(dtype=torch.float64),
         }
-        return {name: float(total) / segmented for name, total in sums.items()}
+        return {name: float(total) / foreground for name, total in sums.items()}

@@ -1,10 +1,12 @@
 """Overlap and surface distances of each case, and their report."""
 
 from dbisl.metrics.mean import MeanOfDefined
-from dbisl.metrics.report import CaseMetrics, MetricsReport, MetricSummary, format_table, summarise
-from dbisl.metrics.surface import MaskMetrics, surface_metrics
+from dbisl.metrics.report import METRICS, CaseMetrics, MetricsReport, MetricSummary, format_table, summarise
+from dbisl.metrics.surface import OUTCOMES, MaskMetrics, surface_metrics
 
 __all__ = [
+    "METRICS",
+    "OUTCOMES",
     "CaseMetrics",
     "MaskMetrics",
     "MeanOfDefined",

@@ -1,9 +1,7 @@
-"""Evaluation: Dice, Jaccard, 95 % Hausdorff and average surface distance, one row a case, task and class.
+"""The report of an evaluation: ``cases.csv``, ``summary.csv`` and a table in the log.
 
-The definitions are those that the semi-supervised literature reports, MedPy's ``dc``, ``jc``, ``hd95`` and ``asd``:
-a surface voxel is a voxel of the mask with a neighbour across a face outside of it, and the image's border counts as
-outside. MONAI's building blocks find the surfaces and the distances; its ``HausdorffDistanceMetric`` takes the larger
-of two percentiles where MedPy takes one percentile of both directions together, so its numbers differ.
+``cases.csv`` has one row per case, task and foreground class; ``summary.csv`` has one row per task, class and metric.
+:mod:`dbisl.metrics.surface` defines the metrics.
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils.type_conversion import convert_to_numpy
 
-from dbisl.metrics.surface import MaskMetrics, surface_metrics
+from dbisl.metrics.surface import OUTCOMES, MaskMetrics, surface_metrics
+from dbisl.utils.files import atomic_path, case_name
 
 METRICS = {
     "dice": "Dice",
@@ -35,20 +34,22 @@ METRICS = {
     "hd95_voxel": "95HD (voxel)",
     "asd_voxel": "ASD (voxel)",
 }
-"""The metrics of a report, and their headings."""
-
-
-OUTCOMES = ("found", "missed", "invented", "absent")
-"""In both masks, in the reference only, in the prediction only, in neither."""
-
+"""The metrics of a report and their headings."""
 
 MEAN = "mean"
-"""The summary's name for the average over the foreground classes."""
+"""The ``class_name`` of the average over the foreground classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseMetrics(MaskMetrics):
-    """One row of ``cases.csv``: the metrics of one case, task and foreground class."""
+    """One row of ``cases.csv``: the metrics of one case, task and foreground class.
+
+    Attributes:
+        case: name of the case.
+        task: the prediction that was scored, a key of ``pred_keys``.
+        class_index: foreground class, from 1.
+        class_name: name of the class.
+    """
 
     case: str
     task: str
@@ -58,17 +59,18 @@ class CaseMetrics(MaskMetrics):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSummary:
-    """One row of ``summary.csv``: one metric over all cases, of one task and class.
+    """One row of ``summary.csv``: one metric of one task and class over all cases.
 
     Attributes:
-        task: the answer that was scored.
-        class_index: foreground class; None for the average over the classes.
-        class_name: its name; ``"mean"`` for the average over the classes.
+        task: the prediction that was scored, a key of ``pred_keys``.
+        class_index: foreground class, from 1; None for the average over the classes.
+        class_name: name of the class; ``"mean"`` for the average over the classes.
         metric: one of ``METRICS``.
-        n: cases that enter the numbers. An overlap counts a missed or invented structure as 0; a distance is not
-            defined there and leaves it out, so read it beside ``missed`` and ``invented``.
-        mean, std, median: over those ``n`` cases; ``std`` divides by ``n``; NaN for no case at all.
-        found, missed, invented, absent: how often each outcome occurred; summed over the classes for their average.
+        n: number of cases in the statistics. Overlaps count a false negative or false positive as 0. Distances are not
+            defined for it and leave it out: read them together with ``false_negative`` and ``false_positive``.
+        mean, std, median: statistics over those ``n`` cases; ``std`` divides by ``n``; NaN if ``n`` is 0.
+        found, false_negative, false_positive, absent: how often each outcome occurred; for the average over the classes
+            their sum over the classes.
     """
 
     task: str
@@ -80,141 +82,36 @@ class MetricSummary:
     std: float
     median: float
     found: int
-    missed: int
-    invented: int
+    false_negative: int
+    false_positive: int
     absent: int
 
 
-def _case_means(rows: Iterable[CaseMetrics], metric: str) -> list[float]:
-    """Each case's average of one metric over those of its classes where it is defined; NaN where it is for none."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        value = getattr(row, metric)
-        values.setdefault(row.case, []).extend([] if math.isnan(value) else [value])
-    return [sum(defined) / len(defined) if defined else math.nan for defined in values.values()]
-
-
-def _summary(rows: Sequence[CaseMetrics], class_index: int | None, class_name: str) -> list[MetricSummary]:
-    """Summarise the rows of one task, and of one class or (``class_index`` None) all of them: one entry a metric."""
-    outcomes = Counter(row.outcome for row in rows)
-    summaries = []
-    for metric in METRICS:
-        values = np.array([value for value in _case_means(rows, metric) if not math.isnan(value)])
-        summary = MetricSummary(
-            task=rows[0].task,
-            class_index=class_index,
-            class_name=class_name,
-            metric=metric,
-            n=len(values),
-            mean=float(values.mean()) if len(values) else math.nan,
-            std=float(values.std()) if len(values) else math.nan,
-            median=float(np.median(values)) if len(values) else math.nan,
-            **{outcome: outcomes[outcome] for outcome in OUTCOMES},
-        )
-        summaries.append(summary)
-    return summaries
-
-
-def summarise(rows: Sequence[CaseMetrics]) -> list[MetricSummary]:
-    """Summarise every metric by task and class, and, last in each task, averaged over the foreground classes.
-
-    That average is taken within each case first and then over the cases, as MONAI's reports do. Case names must be
-    distinct.
-    """
-    summaries = []
-    for task in dict.fromkeys(row.task for row in rows):
-        of_task = [row for row in rows if row.task == task]
-        for index, name in dict.fromkeys((row.class_index, row.class_name) for row in of_task):
-            summaries += _summary([row for row in of_task if row.class_index == index], index, name)
-        summaries += _summary(of_task, None, MEAN)
-    return summaries
-
-
-def format_table(summaries: Sequence[MetricSummary]) -> str:
-    """A text table, one line a task and class: mean and standard deviation of each metric, and the outcomes' counts."""
-    lines = [["task", "class", *METRICS.values(), *OUTCOMES]]
-    for (task, _, name), group in groupby(summaries, key=lambda summary: astuple(summary)[:3]):
-        entries = list(group)
-        numbers = [f"{entry.mean:.4f} ± {entry.std:.4f}" if entry.n else "-" for entry in entries]
-        lines.append([task, name, *numbers, *(str(getattr(entries[0], outcome)) for outcome in OUTCOMES)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[CaseMetrics | MetricSummary]) -> None:
-    """Write the rows whole or not at all: a reader never sees half a file. What is not defined is an empty cell."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 CASE_COLUMNS = ("case", "task", "class_index", "class_name", *(field.name for field in fields(MaskMetrics)))
-
-
 SUMMARY_COLUMNS = tuple(field.name for field in fields(MetricSummary))
-
-
-def _case_names(sources: Sequence[str]) -> list[str]:
-    """Names of the cases from their files' paths, each a different one.
-
-    The file's name without ``.nii`` or ``.nii.gz``; with its folder's where several files share one name, as in data
-    that has a folder a case; with a number where even this repeats.
-    """
-    stems = [Path(source).name.removesuffix(".gz").removesuffix(".nii") for source in sources]
-    shared = Counter(stems)
-    names = []
-    seen: Counter[str] = Counter()
-    for source, stem in zip(sources, stems, strict=True):
-        name = stem if shared[stem] == 1 else f"{Path(source).parent.name}/{stem}".removeprefix("/")
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return names
-
-
-def _gather(cases: list[list[CaseMetrics]]) -> list[list[CaseMetrics]]:
-    """The cases of all processes, on each of them.
-
-    A sampler that pads the shards to one length gives a case to two processes: it counts once.
-    """
-    gathered: list[list[CaseMetrics]] = []
-    of_processes: Any = idist.all_gather(cases)
-    for of_process in of_processes:
-        known = {case[0].case for case in gathered}
-        gathered += [case for case in of_process if case[0].case not in known]
-    return gathered
 
 
 class MetricsReport:
     """Ignite handler that scores every case of an evaluation and writes ``cases.csv`` and ``summary.csv``.
 
     Attach it to a MONAI ``SupervisedEvaluator`` that decollates. After each iteration it reads ``engine.state.output``,
-    a list of one dictionary a case. After the epoch it gathers the cases of all processes, writes the files on the
-    first one, logs a table, and stores ``engine.state.report``, a list of ``MetricSummary``, on each.
+    a list with one dictionary per case. After the epoch it gathers the cases of all processes and sets
+    ``engine.state.report``, a list of :class:`MetricSummary`, in each process; the first process writes the two files
+    and logs a table.
 
     Args:
-        output_dir: folder of the two files; made when it is missing.
+        output_dir: folder of the two files; created if it is missing.
         class_names: names of the classes, background first.
-        pred_keys: the tasks to report, and the key of each one's answer, a class map of ``1 x *spatial`` on the label's
-            grid; for example ``{"fused": "pred", "segmentation": "pred_segmentation"}``.
-        label_key: key of the reference, a class map of ``1 x *spatial`` as MetaTensor; its affine gives the millimetres
-            and its file the name of the case.
-        image_key: key of the image, whose file names the case when the label has none.
+        pred_keys: the key of each task's prediction in the evaluator's output, for example
+            ``{"fused": "pred", "segmentation": "pred_segmentation"}``. A prediction is a class map, ``1 x *spatial``,
+            on the label's grid.
+        label_key: key of the reference, a class map, ``1 x *spatial``, as MetaTensor. Its affine gives the millimetres,
+            its file gives the name of the case.
+        image_key: key of the image. Its file names the case when the label has no file.
 
     Raises:
-        ValueError: when there is no foreground class or no task; and while running, when a case lacks a key, a map is
-            not one of these classes, shapes differ, or the label has no affine.
+        ValueError: when there is no foreground class or no task; while running, when a case lacks a key, a map holds
+            anything but these classes, shapes differ, or the label has no affine.
     """
 
     def __init__(
@@ -227,9 +124,9 @@ class MetricsReport:
         image_key: str = "image",
     ) -> None:
         if len(class_names) < 2:
-            raise ValueError(f"class_names must name the background and a class at least, got {list(class_names)}.")
+            raise ValueError(f"class_names must name the background and at least one class, got {list(class_names)}.")
         if not pred_keys:
-            raise ValueError("pred_keys must name one task at least, got none.")
+            raise ValueError("pred_keys must name at least one task, got none.")
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.pred_keys = dict(pred_keys)
@@ -249,14 +146,14 @@ class MetricsReport:
     def _score(self, engine: Engine) -> None:
         if not isinstance(engine.state.output, list):
             raise ValueError(
-                f"the evaluator's output must be a list of one dictionary a case (decollate=True), "
+                "the evaluator's output must be a list with one dictionary per case (decollate=True), "
                 f"got {type(engine.state.output).__name__}."
             )
         for output in engine.state.output:
             self._cases.append(self._score_case(output))
 
     def _score_case(self, output: Mapping[str, Any]) -> list[CaseMetrics]:
-        """The rows of one case: every task, and in it every foreground class."""
+        """Return the rows of one case: one for each foreground class of each task."""
         source = self._source(output)
         reference = self._class_map(output, self.label_key)
         spacing = self._spacing(output[self.label_key], reference.ndim)
@@ -265,7 +162,7 @@ class MetricsReport:
             prediction = self._class_map(output, key)
             if prediction.shape != reference.shape:
                 raise ValueError(
-                    f"{key!r} and {self.label_key!r} of {source} must have one shape, "
+                    f"{key!r} and {self.label_key!r} of {source} must have the same shape, "
                     f"got {prediction.shape} and {reference.shape}."
                 )
             for index, name in enumerate(self.class_names[1:], start=1):
@@ -274,7 +171,7 @@ class MetricsReport:
         return rows
 
     def _source(self, output: Mapping[str, Any]) -> str:
-        """The path of the case's file, or a number that no other process gives when there is none."""
+        """Return the path of the case's file; a number that is unique over the processes if there is no file."""
         for key in (self.label_key, self.image_key):
             path = getattr(output.get(key), "meta", {}).get("filename_or_obj")
             if path:
@@ -282,13 +179,13 @@ class MetricsReport:
         return f"case_{len(self._cases) * idist.get_world_size() + idist.get_rank()}"
 
     def _class_map(self, output: Mapping[str, Any], key: str) -> np.ndarray:
-        """One output as a map of the spatial shape in main memory, checked to hold nothing but the named classes."""
+        """Return one output as an array of the spatial shape, after checking that it holds only the named classes."""
         if output.get(key) is None:
-            raise ValueError(f"the evaluator's output must hold {key!r}, it has {sorted(output)}.")
+            raise ValueError(f"the evaluator's output must hold {key!r}, got {sorted(output)}.")
         classes = convert_to_numpy(output[key])
         if classes.ndim < 2 or classes.shape[0] != 1:
             raise ValueError(f"{key!r} must be a class map of one channel, got the shape {classes.shape}.")
-        # A label outside the named classes would otherwise vanish from the report.
+        # Otherwise a class without a name would silently be missing from the report.
         if not np.isin(classes, np.arange(len(self.class_names))).all():
             raise ValueError(
                 f"{key!r} must hold whole numbers from 0 to {len(self.class_names) - 1}, one for each of "
@@ -297,6 +194,7 @@ class MetricsReport:
         return classes[0]
 
     def _spacing(self, label: Any, spatial_dims: int) -> list[float]:
+        """Return the size of a voxel along each axis, in millimetres."""
         if not isinstance(label, MetaTensor):
             raise ValueError(
                 f"{self.label_key!r} must be a MetaTensor, whose affine gives the millimetres, "
@@ -306,7 +204,7 @@ class MetricsReport:
 
     def _report(self, engine: Engine) -> None:
         cases = _gather(self._cases)
-        names = _case_names([case[0].case for case in cases])
+        names = _distinct_names([case[0].case for case in cases])
         rows = [replace(row, case=name) for case, name in zip(cases, names, strict=True) for row in case]
         summaries = summarise(rows)
         state: Any = engine.state
@@ -321,3 +219,114 @@ class MetricsReport:
                 self.output_dir,
                 format_table(summaries),
             )
+
+
+def summarise(rows: Sequence[CaseMetrics]) -> list[MetricSummary]:
+    """Summarise every metric for each task and class, and last in each task for the average over the classes.
+
+    The average over the foreground classes is taken within each case first and then over the cases, as in MONAI's
+    reports.
+
+    Args:
+        rows: the rows of all cases. Case names must be distinct.
+
+    Returns:
+        One summary per task, class and metric.
+    """
+    summaries = []
+    for task in dict.fromkeys(row.task for row in rows):
+        task_rows = [row for row in rows if row.task == task]
+        for index, name in dict.fromkeys((row.class_index, row.class_name) for row in task_rows):
+            summaries += _summary([row for row in task_rows if row.class_index == index], index, name)
+        summaries += _summary(task_rows, None, MEAN)
+    return summaries
+
+
+def format_table(summaries: Sequence[MetricSummary]) -> str:
+    """Return a text table with one line per task and class: ``mean ± std`` of each metric and each outcome's count.
+
+    Args:
+        summaries: from :func:`summarise`.
+    """
+    lines = [["task", "class", *METRICS.values(), *(outcome.replace("_", " ") for outcome in OUTCOMES)]]
+    for (task, _, name), group in groupby(summaries, key=lambda summary: astuple(summary)[:3]):
+        entries = list(group)
+        numbers = [f"{entry.mean:.4f} ± {entry.std:.4f}" if entry.n else "-" for entry in entries]
+        lines.append([task, name, *numbers, *(str(getattr(entries[0], outcome)) for outcome in OUTCOMES)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _summary(rows: Sequence[CaseMetrics], class_index: int | None, class_name: str) -> list[MetricSummary]:
+    """Summarise the rows of one task, of one class or (``class_index`` None) of all classes: one entry per metric."""
+    outcomes = Counter(row.outcome for row in rows)
+    summaries = []
+    for metric in METRICS:
+        values = np.array([value for value in _case_means(rows, metric) if not math.isnan(value)])
+        summary = MetricSummary(
+            task=rows[0].task,
+            class_index=class_index,
+            class_name=class_name,
+            metric=metric,
+            n=len(values),
+            mean=float(values.mean()) if len(values) else math.nan,
+            std=float(values.std()) if len(values) else math.nan,
+            median=float(np.median(values)) if len(values) else math.nan,
+            **{outcome: outcomes[outcome] for outcome in OUTCOMES},
+        )
+        summaries.append(summary)
+    return summaries
+
+
+def _case_means(rows: Iterable[CaseMetrics], metric: str) -> list[float]:
+    """Average one metric over the classes of each case, leaving out NaN; NaN for a case without any number."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        value = getattr(row, metric)
+        values.setdefault(row.case, []).extend([] if math.isnan(value) else [value])
+    return [sum(defined) / len(defined) if defined else math.nan for defined in values.values()]
+
+
+def _gather(cases: list[list[CaseMetrics]]) -> list[list[CaseMetrics]]:
+    """Return the cases of all processes, in each process.
+
+    A sampler that pads its shards to the same length gives one case to two processes; such a case counts once.
+    """
+    gathered: list[list[CaseMetrics]] = []
+    processes: Any = idist.all_gather(cases)
+    for process_cases in processes:
+        names = {case[0].case for case in gathered}
+        gathered += [case for case in process_cases if case[0].case not in names]
+    return gathered
+
+
+def _distinct_names(sources: Sequence[str]) -> list[str]:
+    """Return a distinct name for each case from the path of its file.
+
+    A case has the name of its file. Where several files share a name, as in data with one folder per case, the folder's
+    name comes before it; where this repeats too, a number follows.
+    """
+    own_names = [case_name(source) for source in sources]
+    counts = Counter(own_names)
+    names = []
+    seen: Counter[str] = Counter()
+    for source, own_name in zip(sources, own_names, strict=True):
+        name = own_name if counts[own_name] == 1 else f"{Path(source).parent.name}/{own_name}".removeprefix("/")
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[CaseMetrics | MetricSummary]) -> None:
+    """Write the rows of a report."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """Return what a CSV cell shows of a value: an empty cell for None and NaN."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -1,9 +1,9 @@
-"""Evaluation: Dice, Jaccard, 95 % Hausdorff and average surface distance, one row a case, task and class.
+"""Overlap, surface distances and volumes of one mask against its reference, defined as in MedPy.
 
-The definitions are those that the semi-supervised literature reports, MedPy's ``dc``, ``jc``, ``hd95`` and ``asd``:
-a surface voxel is a voxel of the mask with a neighbour across a face outside of it, and the image's border counts as
-outside. MONAI's building blocks find the surfaces and the distances; its ``HausdorffDistanceMetric`` takes the larger
-of two percentiles where MedPy takes one percentile of both directions together, so its numbers differ.
+The semi-supervised literature reports MedPy's ``dc``, ``jc``, ``hd95`` and ``asd``, so these are the definitions here.
+A surface voxel is a voxel of the mask with a face neighbour outside the mask or beyond the image's border.
+MONAI's building blocks find the surfaces and the distances. MONAI's ``HausdorffDistanceMetric`` is not used, because it
+takes the larger of two directed percentiles, where MedPy takes one percentile over both directions together.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from monai.utils.type_conversion import convert_to_numpy
 
+OUTCOMES = ("found", "false_negative", "false_positive", "absent")
+"""Where a structure is: in both masks, in the reference only, in the prediction only, in neither."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskMetrics:
-    """How well one predicted mask agrees with its reference; NaN where a number is not defined.
+    """Agreement of one predicted mask with its reference. A number that is not defined is NaN.
 
     Attributes:
         outcome: one of ``OUTCOMES``.
-        dice, jaccard: overlap, 0 to 1; 0 for a missed or an invented structure, NaN for an absent one.
+        dice, jaccard: overlap, 0 to 1; 0 for a false negative or false positive, NaN for an absent structure.
         hd95_mm, asd_mm: surface distances in millimetres; NaN unless the structure was found.
-        hd95_voxel, asd_voxel: the same with every voxel of size 1.
+        hd95_voxel, asd_voxel: the same distances in voxels, as if every voxel had the size 1.
         reference_ml, prediction_ml: volumes in millilitres; NaN in two dimensions.
     """
 
@@ -41,56 +44,21 @@ class MaskMetrics:
     prediction_ml: float
 
 
-def _outcome(prediction: np.ndarray, reference: np.ndarray) -> str:
-    if reference.any():
-        return "found" if prediction.any() else "missed"
-    return "invented" if prediction.any() else "absent"
-
-
-def _overlaps(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Dice and Jaccard of two masks of the same shape; NaN when both are empty."""
-    intersection = np.count_nonzero(prediction & reference)
-    union = np.count_nonzero(prediction | reference)
-    if union == 0:
-        return math.nan, math.nan
-    return 2 * intersection / (union + intersection), intersection / union
-
-
-def _surface_distances(
-    prediction_surface: np.ndarray, reference_surface: np.ndarray, spacing: Sequence[float]
-) -> tuple[float, float]:
-    """95HD and ASD of two surfaces of the same shape, in the unit of ``spacing``.
-
-    95HD is the 95th percentile of the distances of both directions together; ASD is the mean distance from the
-    prediction's surface to the reference's, one direction only.
-    """
-    forward = np.asarray(get_surface_distance(prediction_surface, reference_surface, spacing=spacing), np.float64)
-    backward = np.asarray(get_surface_distance(reference_surface, prediction_surface, spacing=spacing), np.float64)
-    return float(np.percentile(np.concatenate((forward, backward)), 95)), float(forward.mean())
-
-
-def _check_masks(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> None:
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction and reference must have one shape, got {prediction.shape} and {reference.shape}.")
-    if len(spacing) != reference.ndim or not all(0 < size < math.inf for size in spacing):
-        raise ValueError(f"spacing must be {reference.ndim} positive numbers, got {tuple(spacing)}.")
-
-
 def surface_metrics(
     prediction: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor, spacing: Sequence[float]
 ) -> MaskMetrics:
     """Compare one predicted mask with its reference, as MedPy's ``dc``, ``jc``, ``hd95`` and ``asd`` do.
 
     Args:
-        prediction: boolean mask, H x W or H x W x D, on any device.
-        reference: boolean mask of the same shape.
+        prediction: boolean mask, ``H x W`` or ``H x W x D``, on any device.
+        reference: boolean mask of the same shape, on any device.
         spacing: size of a voxel along each axis, in millimetres.
 
     Returns:
-        The metrics in millimetres and in voxels, the volumes, and the outcome.
+        The outcome, the overlaps, the distances in millimetres and in voxels, and the volumes.
 
     Raises:
-        ValueError: when the shapes differ, or the spacing is not one positive number an axis.
+        ValueError: when the shapes differ, or ``spacing`` is not one positive number per axis.
     """
     prediction, reference = (np.asarray(convert_to_numpy(mask), dtype=bool) for mask in (prediction, reference))
     _check_masks(prediction, reference, spacing)
@@ -98,7 +66,7 @@ def surface_metrics(
     dice, jaccard = _overlaps(prediction, reference)
     in_mm = in_voxels = (math.nan, math.nan)
     if outcome == "found":
-        # Crops to the box around both masks and a margin of 1; distances between surfaces do not change by it.
+        # This crops to the box around both masks with a margin of 1, which leaves the distances as they are.
         prediction_surface, reference_surface = get_mask_edges(prediction, reference)
         in_mm = _surface_distances(prediction_surface, reference_surface, spacing)
         in_voxels = _surface_distances(prediction_surface, reference_surface, [1.0] * reference.ndim)
@@ -114,3 +82,41 @@ def surface_metrics(
         reference_ml=np.count_nonzero(reference) * voxel_ml,
         prediction_ml=np.count_nonzero(prediction) * voxel_ml,
     )
+
+
+def _check_masks(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> None:
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"prediction and reference must have the same shape, got {prediction.shape} and {reference.shape}."
+        )
+    if len(spacing) != reference.ndim or not all(0 < size < math.inf for size in spacing):
+        raise ValueError(f"spacing must be {reference.ndim} positive numbers, got {tuple(spacing)}.")
+
+
+def _outcome(prediction: np.ndarray, reference: np.ndarray) -> str:
+    """Return which of ``OUTCOMES`` two masks show."""
+    if reference.any():
+        return "found" if prediction.any() else "false_negative"
+    return "false_positive" if prediction.any() else "absent"
+
+
+def _overlaps(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Return Dice and Jaccard of two masks of the same shape; NaN when both are empty."""
+    intersection = np.count_nonzero(prediction & reference)
+    union = np.count_nonzero(prediction | reference)
+    if union == 0:
+        return math.nan, math.nan
+    return 2 * intersection / (union + intersection), intersection / union
+
+
+def _surface_distances(
+    prediction_surface: np.ndarray, reference_surface: np.ndarray, spacing: Sequence[float]
+) -> tuple[float, float]:
+    """Return 95HD and ASD of two surfaces of the same shape, in the unit of ``spacing``.
+
+    95HD is the 95th percentile of the distances in both directions together. ASD is the mean distance from the
+    prediction's surface to the reference's, in this direction only.
+    """
+    forward = np.asarray(get_surface_distance(prediction_surface, reference_surface, spacing=spacing), np.float64)
+    backward = np.asarray(get_surface_distance(reference_surface, prediction_surface, spacing=spacing), np.float64)
+    return float(np.percentile(np.concatenate((forward, backward)), 95)), float(forward.mean())

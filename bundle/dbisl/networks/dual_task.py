@@ -1,50 +1,50 @@
-"""The V-Net of the semi-supervised literature, with one decoder a task; and another backbone of the same contract.
-
-3x3x3 convolutions, normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that are
-added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share; these normalise over the batch, which
-here would mix labeled and unlabeled patches). MONAI's own ``VNet`` is another network: 5x5x5 kernels and five times the
-parameters.
-"""
+"""What every backbone shares: one encoder, a decoder for each task, and the forms of their output."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-
-def fuse(logits: torch.Tensor, sdm: torch.Tensor, slope: float) -> torch.Tensor:
-    """The fused probabilities ``(P + P_r) / 2`` of both answers, ``B x K x *spatial``, float32."""
-    return (torch.softmax(logits.float(), dim=1) + torch.softmax(slope * sdm.float(), dim=1)) / 2
+from dbisl.bridge import DualTaskOutput, SDMToSegmentation, fuse_tasks
 
 
-class _DualTask(nn.Module):
-    """A shared encoder, and a decoder of its own for each task; a backbone adds the three as modules.
+class DualTaskNetwork(nn.Module):
+    """Network with a shared encoder and one decoder for each task.
+
+    A backbone derives from this class and adds three modules: ``encoder``, which turns an image into feature maps, and
+    ``segmentation`` and ``regression``, which each turn the feature maps into ``B x K x *spatial``; ``regression`` only
+    where ``dual_task`` is true.
 
     Args:
-        regression: whether there is the second task.
-        fused_slope: None: the network answers with what its losses need. A number: with one tensor, the probabilities
-            of the classes, float32, fused over both tasks where there are two, this being the slope of ``T_r2s``. The
-            weights are the same.
-        divisor: of which every spatial size is a multiple.
+        dual_task: whether the network has the second task, the regression of the SDM.
+        fused_output: False: the output is what the losses need. True: it is one tensor, the float32 probabilities fused
+            over the tasks. The weights are the same.
+        sdm_slope: slope of ``T_r2s``, with which the SDM is fused; read only where ``fused_output`` is true.
+        divisor: number of which every spatial size of the image must be a multiple.
     """
 
-    __constants__ = ["dual", "fused"]  # noqa: RUF012 - by which TorchScript compiles one branch of forward alone
+    # Constants, so that TorchScript compiles only one branch of forward.
+    __constants__ = ["dual_task", "fused_output"]  # noqa: RUF012 - TorchScript reads a plain list
 
-    def __init__(self, regression: bool, fused_slope: float | None, divisor: int) -> None:
+    def __init__(self, *, dual_task: bool, fused_output: bool, sdm_slope: float, divisor: int) -> None:
         super().__init__()
         self.divisor = divisor
-        self.dual = regression
-        self.fused = fused_slope is not None
-        self.slope = 0.0 if fused_slope is None else float(fused_slope)
+        self.dual_task = dual_task
+        self.fused_output = fused_output
+        self.sdm_to_segmentation = SDMToSegmentation(sdm_slope)
 
     def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
-        """``B x C x *spatial`` to ``(logits, sdm)``, each ``B x K x *spatial``, or to the fused probabilities.
+        """Predict both tasks.
 
-        ``sdm`` is the signed distance map of each class in units of the band: in ``[-1, 1]``, positive inside. Of a
-        single task the answer is one tensor, logits or probabilities.
+        Args:
+            image: ``B x C x *spatial``.
+
+        Returns:
+            A :class:`dbisl.bridge.DualTaskOutput`, whose ``sdm`` is in [-1, 1] and positive inside; with a single task
+            the logits, ``B x K x *spatial``; with ``fused_output`` the probabilities, in the same shape.
 
         Raises:
-            ValueError: when a spatial size is no multiple of ``divisor``.
+            ValueError: when a spatial size is not a multiple of ``divisor``.
         """
         for size in image.shape[2:]:
             if size % self.divisor != 0:
@@ -54,9 +54,9 @@ class _DualTask(nn.Module):
                 )
         features = self.encoder(image)  # type: ignore[operator]
         logits = self.segmentation(features)  # type: ignore[operator]
-        if self.dual:
+        if self.dual_task:
             sdm = torch.tanh(self.regression(features))  # type: ignore[operator]
-            if self.fused:
-                return fuse(logits, sdm, self.slope)
-            return logits, sdm
-        return torch.softmax(logits.float(), dim=1) if self.fused else logits
+            if self.fused_output:
+                return fuse_tasks(torch.softmax(logits.float(), dim=1), self.sdm_to_segmentation(sdm))
+            return DualTaskOutput(logits, sdm)
+        return torch.softmax(logits.float(), dim=1) if self.fused_output else logits

@@ -1,4 +1,4 @@
-"""Networks that were exported, in the place of the one that was trained."""
+"""Exported networks, TorchScript or ONNX, that run in place of the trained one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from monai.utils import OptionalImportError, optional_import
 from torch import nn
 
 from dbisl.utils.errors import InputError
+from dbisl.utils.files import first_line
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file as a module: ``B x C x *spatial`` to its first answer, float32, on the device of the input.
+    """Network of an ONNX file, computed by ONNX Runtime.
 
-    ONNX Runtime computes it, on a CUDA device where the input is on one and the runtime can, else on the CPU.
+    It runs on a CUDA device if the inputs are on one and ONNX Runtime supports it, and on the CPU otherwise.
 
     Args:
-        path: of the file, whose first input is the image.
-        device: on which the inputs will be.
+        path: the ONNX file. Its first input is the image.
+        device: the device that the inputs will be on.
     """
 
     def __init__(self, path: str, device: torch.device | str) -> None:
@@ -31,26 +32,40 @@ class OnnxNetwork(nn.Module):
         self.input = self.session.get_inputs()[0].name
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        (answer, *_) = self.session.run(None, {self.input: image.float().cpu().numpy()})
-        return torch.from_numpy(answer).to(image.device)
+        """Return the first output of the file for a batch.
+
+        Args:
+            image: ``B x C x *spatial``, on any device.
+
+        Returns:
+            The output in float32, on the device of ``image``.
+        """
+        (output, *_) = self.session.run(None, {self.input: image.float().cpu().numpy()})
+        return torch.from_numpy(output).to(image.device)
 
 
 def load_exported(path: str, device: torch.device | str) -> nn.Module:
-    """The network of a TorchScript (``.ts``) or ONNX (``.onnx``) file, on a device.
+    """Load an exported network, in evaluation mode.
+
+    Args:
+        path: a TorchScript file (``.ts``) or an ONNX file (``.onnx``).
+        device: the device to run on.
 
     Raises:
-        InputError: when there is no such file, it has another ending, or no network in it.
+        InputError: if there is no such file, it has another extension, or it does not hold a network; also if an ONNX
+            file is given and the package onnxruntime is not installed.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist: expected an exported network (ckpt_path).")
     if Path(path).suffix not in (".ts", ".onnx"):
-        raise InputError(f"{path} is no exported network: expected the ending .ts (TorchScript) or .onnx.")
+        raise InputError(f"{path} is not an exported network: expected the extension .ts (TorchScript) or .onnx.")
     try:
         if Path(path).suffix == ".onnx":
             return OnnxNetwork(path, device)
         return torch.jit.load(path, map_location=device).eval()
     except OptionalImportError:
         raise InputError(f"{path} needs the package onnxruntime: install it, or export to TorchScript.") from None
-    except Exception as error:  # each runtime has types of its own for a broken file
-        reason = (str(error).splitlines() or [""])[0][:100]
-        raise InputError(f"{path} cannot be read ({reason}): expected a complete exported network.") from None
+    except Exception as error:  # each runtime has its own types for a broken file
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}): expected a complete exported network."
+        ) from None

@@ -1,10 +1,4 @@
-"""The V-Net of the semi-supervised literature, with one decoder a task; and another backbone of the same contract.
-
-3x3x3 convolutions, normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that are
-added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share; these normalise over the batch, which
-here would mix labeled and unlabeled patches). MONAI's own ``VNet`` is another network: 5x5x5 kernels and five times the
-parameters.
-"""
+"""Instance normalisation that is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -17,16 +11,42 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-class _NormaliseEach(torch.autograd.Function):
-    """Each item of a batch normalised by itself: what batch normalisation does to a batch of one."""
+class InstanceNorm(nn.Module):
+    """Instance normalisation, without weights, that keeps the channels-last memory format.
+
+    On a CPU, PyTorch's own copies channels-last maps into the other format and back, forward and backward, which took a
+    fifth of a training step. Elsewhere, and when exported, this layer is PyTorch's.
+
+    Args:
+        eps: added to the variance, as in PyTorch.
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Normalise each channel of each item to mean 0 and variance 1: ``B x C x *spatial`` to the same shape.
+
+        Raises:
+            ValueError: when there is a single voxel, which cannot be normalised.
+        """
+        if not torch.jit.is_scripting():  # noqa: SIM102 - separate conditions: TorchScript skips what this one guards
+            if not torch.jit.is_tracing() and _is_copied_by_pytorch(maps):
+                return _NormaliseEachItem.apply(maps, self.eps)
+        return functional.instance_norm(maps, eps=self.eps)
+
+
+class _NormaliseEachItem(torch.autograd.Function):
+    """Normalises each item of a batch by itself, as batch normalisation does with a batch of one."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, eps: float) -> torch.Tensor:
         normalised = torch.empty_like(maps)
         ctx.statistics = []
-        for item, to in zip(maps.split(1), normalised.split(1), strict=True):
+        for item, target in zip(maps.split(1), normalised.split(1), strict=True):
             result, mean, inverse_deviation = torch.native_batch_norm(item, None, None, None, None, True, 0.0, eps)
-            to.copy_(result)
+            target.copy_(result)
             ctx.statistics.append((mean, inverse_deviation))
         ctx.eps = eps
         ctx.save_for_backward(maps)
@@ -37,53 +57,27 @@ class _NormaliseEach(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (maps,) = ctx.saved_tensors
         of_maps = torch.empty_like(maps)
-        gradients = gradient.contiguous(memory_format=_channels_last(maps)).split(1)
-        for item, of_item, to, saved in zip(maps.split(1), gradients, of_maps.split(1), ctx.statistics, strict=True):
-            to.copy_(
-                torch.ops.aten.native_batch_norm_backward(
-                    of_item, item, None, None, None, *saved, True, ctx.eps, [True, False, False]
-                )[0]
+        gradients = gradient.contiguous(memory_format=_channels_last_format(maps)).split(1)
+        items = zip(maps.split(1), gradients, of_maps.split(1), ctx.statistics, strict=True)
+        for item, of_output, target, statistics in items:
+            of_input, _, _ = torch.ops.aten.native_batch_norm_backward(
+                of_output, item, None, None, None, *statistics, True, ctx.eps, [True, False, False]
             )
+            target.copy_(of_input)
         return of_maps, None
 
 
-def _channels_last(maps: torch.Tensor) -> torch.memory_format:
+def _channels_last_format(maps: torch.Tensor) -> torch.memory_format:
     return torch.channels_last_3d if maps.dim() == 5 else torch.channels_last
 
 
-def _copied_by_pytorch(maps: torch.Tensor) -> bool:
-    """Whether the maps are on a CPU, channels last, and more than the one voxel that PyTorch refuses."""
+def _is_copied_by_pytorch(maps: torch.Tensor) -> bool:
+    """Whether the maps are on a CPU, channels last, and hold more than the single voxel that PyTorch refuses."""
     return (
         maps.device.type == "cpu"
         and maps.dim() in (4, 5)
         and len(maps) > 0
         and math.prod(maps.shape[2:]) > 1
         and not maps.is_contiguous()
-        and maps.is_contiguous(memory_format=_channels_last(maps))
+        and maps.is_contiguous(memory_format=_channels_last_format(maps))
     )
-
-
-class InstanceNorm(nn.Module):
-    """Instance normalisation, without weights, that keeps the channels last where they are.
-
-    PyTorch's own copies such maps into the other format and back, forward and backward: on a CPU that took a fifth of
-    a training step. Elsewhere, and when exported, this is PyTorch's.
-
-    Args:
-        eps: added to the variance, as in PyTorch's.
-    """
-
-    def __init__(self, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """``B x C x *spatial`` to the same, each channel of each item with mean 0 and variance 1.
-
-        Raises:
-            ValueError: when there is one voxel: nothing can be normalised.
-        """
-        if not torch.jit.is_scripting():  # noqa: SIM102 - a condition of its own: what it guards is not compiled
-            if not torch.jit.is_tracing() and _copied_by_pytorch(maps):
-                return _NormaliseEach.apply(maps, self.eps)
-        return functional.instance_norm(maps, eps=self.eps)

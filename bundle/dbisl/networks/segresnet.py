@@ -1,10 +1,4 @@
-"""The V-Net of the semi-supervised literature, with one decoder a task; and another backbone of the same contract.
-
-3x3x3 convolutions, normalisation and ReLU, strided convolutions down, transposed convolutions up, and skips that are
-added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share; these normalise over the batch, which
-here would mix labeled and unlabeled patches). MONAI's own ``VNet`` is another network: 5x5x5 kernels and five times the
-parameters.
-"""
+"""MONAI's SegResNet as a backbone."""
 
 from __future__ import annotations
 
@@ -13,7 +7,28 @@ from typing import Any
 import torch
 from monai.networks.nets import SegResNet
 
-from dbisl.networks.dual_task import _DualTask
+from dbisl.networks.dual_task import DualTaskNetwork
+
+
+class DualTaskSegResNet(DualTaskNetwork):
+    """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task.
+
+    Args:
+        dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.dual_task.DualTaskNetwork`.
+        options: arguments of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes
+            with the background), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
+    """
+
+    def __init__(
+        self, dual_task: bool = True, fused_output: bool = False, sdm_slope: float = 10.0, **options: Any
+    ) -> None:
+        encoder = _SegResNetEncoder(**options)
+        divisor = 2 ** (len(encoder.blocks_down) - 1)
+        super().__init__(dual_task=dual_task, fused_output=fused_output, sdm_slope=sdm_slope, divisor=divisor)
+        self.encoder = encoder
+        self.segmentation = _SegResNetDecoder(**options)
+        if dual_task:
+            self.regression = _SegResNetDecoder(**options)
 
 
 class _SegResNetEncoder(SegResNet):
@@ -22,7 +37,7 @@ class _SegResNetEncoder(SegResNet):
         del self.up_layers, self.up_samples, self.conv_final
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
-        """``B x C x *spatial`` to one map a level, the deepest first."""
+        """Encode ``B x C x *spatial`` into one map for each level, the deepest first."""
         maps = self.encode(image)[1]
         maps.reverse()
         return maps
@@ -34,23 +49,5 @@ class _SegResNetDecoder(SegResNet):
         del self.convInit, self.down_layers
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        """One map a level, the deepest first, to ``B x out_channels x *spatial``."""
+        """Decode one map for each level, the deepest first, into ``B x out_channels x *spatial``."""
         return self.decode(maps[0], maps)
-
-
-class DualTaskSegResNet(_DualTask):
-    """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task: another backbone.
-
-    Args:
-        regression, fused_slope: as in :class:`DualTaskVNet`.
-        options: those of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes,
-            background included), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
-    """
-
-    def __init__(self, regression: bool = True, fused_slope: float | None = None, **options: Any) -> None:
-        encoder = _SegResNetEncoder(**options)
-        super().__init__(regression, fused_slope, divisor=2 ** (len(encoder.blocks_down) - 1))
-        self.encoder = encoder
-        self.segmentation = _SegResNetDecoder(**options)
-        if regression:
-            self.regression = _SegResNetDecoder(**options)

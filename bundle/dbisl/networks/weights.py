@@ -1,8 +1,4 @@
-"""Scans on disk -> labeled, unlabeled and validation cases, and the checks that run before any training.
-
-:func:`find_cases` reads a folder or a datalist, :func:`check_cases` reads every file once. Both raise
-:class:`InputError` with a sentence that names the file or the key, what was found and what was expected.
-"""
+"""Check that a file holds the weights of a network before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +10,18 @@ import torch
 from torch import nn
 
 from dbisl.utils.errors import InputError
+from dbisl.utils.files import first_line
 
 
 def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
-    """Check that a file holds the weights of a network, without loading them into it.
+    """Check that a file holds the weights of a network. The network stays as it is.
+
+    Args:
+        path: a file with a state dict, as ``torch.save`` writes it.
+        network: the network that the weights are for.
 
     Raises:
-        InputError: when there is no such file, it holds no weights, or those of another network.
+        InputError: if there is no such file, or it holds no weights or the weights of another network.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
         raise InputError(
@@ -30,7 +31,7 @@ def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and PyTorch raise a dozen types
-        found, reason = None, f"it cannot be read: {str(error).splitlines()[0][:100] if str(error) else error!r}"
+        found, reason = None, f"it cannot be read: {first_line(error)}"
     else:
         reason = f"it holds a {type(found).__name__}"
     if not isinstance(found, Mapping):
@@ -40,19 +41,18 @@ def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
         )
     expected = network.state_dict()
     for name in [*expected, *found]:
-        have, want = (_weight_shape(weights, name) for weights in (found, expected))
-        if have != want:
+        found_shape, expected_shape = (_weight_shape(weights, name) for weights in (found, expected))
+        if found_shape != expected_shape:
             raise InputError(
-                f"{path} holds the weights of another network: {name} is {have}, expected {want}; give the same config "
-                "files and overrides as in training."
+                f"{path} holds the weights of another network: {name} is {found_shape}, expected {expected_shape}; "
+                "give the same config files and overrides as in training."
             )
 
 
 def _weight_shape(weights: Mapping[str, Any], name: str) -> str:
+    """Return the shape of one weight as a message shows it."""
     if name not in weights:
         return "missing"
-    return (
-        " x ".join(map(str, weights[name].shape)) or "one number"
-        if isinstance(weights[name], torch.Tensor)
-        else "no tensor"
-    )
+    if not isinstance(weights[name], torch.Tensor):
+        return "not a tensor"
+    return " x ".join(map(str, weights[name].shape)) or "one number"

@@ -1,28 +1,26 @@
-"""A typo in an override is an error, not a silent no-op.
-
-``python -m monai.bundle run training --epoch 3`` adds a key ``epoch`` to the config, which nothing reads, and trains
-as if it had not been given; a misspelled key of an override file does the same. :func:`check_overrides`, called from
-the config itself, refuses both.
-"""
+"""Check the device before anything is sent there."""
 
 from __future__ import annotations
 
 import torch
 
 from dbisl.utils.errors import InputError
+from dbisl.utils.files import first_line
 
 
 def check_device(device: torch.device | str) -> None:
-    """Check that this machine has a device, before a network is sent there.
+    """Check that this machine has a device.
+
+    Args:
+        device: the device, such as ``"cuda:0"``.
 
     Raises:
-        InputError: when it has not.
+        InputError: if the machine does not have it.
     """
     try:
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"device is {str(device)!r}, which cannot be used here ({reason}): expected one of "
+            f"device is {str(device)!r}, which cannot be used here ({first_line(error, length=300)}): expected one of "
             f"{['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]}."
         ) from None

@@ -1,7 +1,7 @@
-"""Read by Python when it starts: lets MONAI Label import torchvision beside a PyTorch without CUDA.
+"""Let MONAI Label import torchvision beside a PyTorch without CUDA. Python runs this file when it starts.
 
-The torchvision of the public index is built for CUDA. Beside another PyTorch its compiled part does not load, and it
-fails where it registers the shapes of two operators that nothing here calls. Declaring these is enough.
+The public torchvision is built for CUDA. Beside another PyTorch its compiled part does not load, and its import fails
+when it registers the shapes of two operators. Nothing here calls these operators: declaring them is enough.
 """
 
 import importlib.metadata

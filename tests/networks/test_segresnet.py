@@ -1,0 +1,18 @@
+"""The SegResNet against MONAI's. ``test_dual_task.py`` tests what every backbone must do."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import SegResNet
+
+from dbisl.networks import DualTaskSegResNet
+
+
+def test_encoder_and_segmentation_decoder_are_monais_network() -> None:
+    torch.manual_seed(0)
+    options = {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
+    network = DualTaskSegResNet(**options).eval()
+    single = SegResNet(**options).eval()
+    single.load_state_dict({**network.encoder.state_dict(), **network.segmentation.state_dict()})
+    image = torch.randn(2, 1, 8, 16, 12)
+    torch.testing.assert_close(single(image), network(image).logits)
