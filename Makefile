@@ -1,17 +1,17 @@
 # The Python that makes the virtual environment: 3.10, 3.11 or 3.12.
 PYTHON ?= python3
-# More arguments for pytest or the demo, as in: make test ARGS="-k losses"
+# Further arguments for pytest or the demo, as in: make test ARGS="-k losses"
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
-# Two worker processes of one thread each: the tests are many and small.
+# Two worker processes with one thread each, because the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types format annotate studies-given rollback test-server clean
+.PHONY: help setup demo test test-all lint types keys format annotate studies-given rollback test-server clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	*) echo "DBiSL needs Python 3.10, 3.11 or 3.12, but '$(PYTHON)' is $${version:-not a Python}:" \
 	    "name another one, as in 'make setup PYTHON=python3.12'." >&2; exit 1 ;; \
 	esac
-	@echo "Installing DBiSL into $(VENV) (once; PyTorch is the large part)"
+	@echo "Installing DBiSL into $(VENV) (once; PyTorch takes longest)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	@$(PIP_INSTALL) --quiet --no-build-isolation --use-pep517 --requirement requirements.lock
@@ -44,15 +44,20 @@ test-all: setup ## Run all the tests
 lint: setup ## Check the code's style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/format_json.py --check
 
 types: setup ## Check the types
 	$(BIN)/mypy
 
+keys: setup ## Write the table of the configs' keys
+	$(BIN)/python scripts/document_keys.py
+
 format: setup ## Put the code in its format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/format_json.py
 
-# The annotation server needs packages that the rest does not, and older ones: it has an environment of its own.
+# The annotation server needs more packages, and older ones, so it has an environment of its own.
 LABEL_APP := bundle/label_app
 LABEL_VENV := .venv-annotate
 LABEL_BIN := $(LABEL_VENV)/bin

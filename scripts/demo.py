@@ -1,6 +1,8 @@
-"""DBiSL end to end on synthetic scans: make the data, train, evaluate, segment unseen scans, show the result.
+"""Run DBiSL end to end on synthetic scans: make the data, train, evaluate, segment unseen scans, show the result.
 
-Each step is the command that a user would type; they are printed as they run.
+    python scripts/demo.py --output_dir demo
+
+Each step is a command that a user would type. The demo prints the commands as it runs them.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ def run_demo(
     """Run the demo.
 
     Args:
-        output_dir: where data, weights and results go; made when it is missing.
-        epochs: for a shorter or longer training than ``configs/datasets/demo.yaml`` has.
-        iterations_per_epoch: likewise.
-        min_dice: validation Dice (mean of the two parts) below which the demo counts as failed.
+        output_dir: folder for data, weights and results; it is made when it is missing.
+        epochs: number of epochs; by default the number in ``configs/datasets/demo.yaml``.
+        iterations_per_epoch: number of iterations per epoch; by default the number in ``configs/datasets/demo.yaml``.
+        min_dice: least validation Dice (mean of the two parts); with a lower one the demo ends with an error.
+
+    Raises:
+        SystemExit: when a step fails, or the validation Dice is below ``min_dice``.
     """
     started = time.perf_counter()
     folder = Path(output_dir).resolve()
@@ -41,7 +46,7 @@ def run_demo(
     lengths = {"epochs": epochs, "iterations_per_epoch": iterations_per_epoch}
     lengths = {name: length for name, length in lengths.items() if length is not None}
 
-    _run(ROOT, "scripts/make_demo_data.py", output_dir=data)
+    _run_python(ROOT, "scripts/make_demo_data.py", output_dir=data)
     _run_bundle("training", TRAINING, **places, **lengths)
     _run_bundle("evaluating", [*TRAINING, "configs/evaluate.json"], **places)
     segmentations = folder / "segmentations"
@@ -71,11 +76,13 @@ def run_demo(
 
 
 def _run_bundle(run_id: str, config_files: list[str], **overrides: object) -> None:
+    """Run a command of the bundle, with config files one over the other and config keys that override them."""
     files = config_files[0] if len(config_files) == 1 else "[" + ",".join(f"'{file}'" for file in config_files) + "]"
-    _run(ROOT / "bundle", "-m", "monai.bundle", "run", run_id, config_file=files, **overrides)
+    _run_python(ROOT / "bundle", "-m", "monai.bundle", "run", run_id, config_file=files, **overrides)
 
 
-def _run(folder: Path, *command: str, **options: object) -> None:
+def _run_python(folder: Path, *command: str, **options: object) -> None:
+    """Print a command of Python and run it in a folder; end with its exit code when it fails."""
     arguments = [*command, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
     print(f"\n$ cd {folder} && python {shlex.join(arguments)}", flush=True)
     finished = subprocess.run([sys.executable, *arguments], cwd=folder, check=False)
@@ -84,25 +91,27 @@ def _run(folder: Path, *command: str, **options: object) -> None:
 
 
 def _table(summary: list[dict[str, str]]) -> str:
-    """The Dice and the distances of each answer, a line a class."""
-    shown: dict[tuple[str, str], dict[str, str]] = {}
+    """Return the Dice and the distances as a text table, one line per prediction and class."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in summary:
         cell = f"{float(row['mean']):.3f} ± {float(row['std']):.3f}" if row["mean"] else "undefined"
-        shown.setdefault((row["task"], row["class_name"]), {"missed": row["missed"]})[row["metric"]] = cell
-    lines = [f"{'answer':14}{'class':18}{'Dice':18}{'95HD (mm)':18}missed"]
-    for (task, name), cells in shown.items():
-        lines.append(f"{task:14}{name:18}{cells['dice']:18}{cells['hd95_mm']:18}{cells['missed']}")
-    return "\n".join(lines)
+        line = lines.setdefault((row["task"], row["class_name"]), {"false_negative": row["false_negative"]})
+        line[row["metric"]] = cell
+    table = [f"{'prediction':14}{'class':18}{'Dice':18}{'95HD (mm)':18}false negatives"]
+    for (task, name), cells in lines.items():
+        table.append(f"{task:14}{name:18}{cells['dice']:18}{cells['hd95_mm']:18}{cells['false_negative']}")
+    return "\n".join(table)
 
 
 def _unseen_dice(segmentations: Path, labels: Path) -> float:
+    """Return the mean Dice of the segmentations over all scans and foreground classes."""
     scores = []
     for path in sorted(labels.glob("*.nii.gz")):
         truth = np.asarray(nib.nifti1.load(path).dataobj)
-        answer = np.asarray(nib.nifti1.load(segmentations / path.name.replace(".nii.gz", "_seg.nii.gz")).dataobj)
+        predicted = np.asarray(nib.nifti1.load(segmentations / path.name.replace(".nii.gz", "_seg.nii.gz")).dataobj)
         for index in range(1, int(truth.max()) + 1):
-            overlap = np.count_nonzero((truth == index) & (answer == index))
-            scores.append(2 * overlap / (np.count_nonzero(truth == index) + np.count_nonzero(answer == index)))
+            overlap = np.count_nonzero((truth == index) & (predicted == index))
+            scores.append(2 * overlap / (np.count_nonzero(truth == index) + np.count_nonzero(predicted == index)))
     return float(np.mean(scores))
 
 

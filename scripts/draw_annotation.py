@@ -2,13 +2,11 @@
 
     python scripts/draw_annotation.py --dataset_dir DATA/hippocampus --output bundle/docs/annotation.png
 
-The bundle's model scores the validation scans, which it has never seen; the pictures are of the one that it is least
-sure of.
+The bundle's model scores the validation scans, which it was not trained on. The pictures show the least certain scan.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -24,18 +22,19 @@ from nibabel.spatialimages import SpatialImage
 
 from dbisl.data import IGNORE_LABEL, find_cases, mark_unannotated_slices
 from dbisl.engines import ScanScores
+from dbisl.utils import atomic_path
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 COLOURS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive", "tab:purple")
 
 
 def draw(dataset_dir: str, output: str, every: int = 4) -> None:
-    """Score the validation scans, segment the one that the model is least sure of, and draw it.
+    """Score the validation scans, segment the least certain one, and draw it.
 
     Args:
-        dataset_dir: with labeled validation scans.
-        output: a PNG.
-        every: of so many slices the last picture has one annotated.
+        dataset_dir: data set with labeled validation scans.
+        output: where to write the PNG.
+        every: distance of the annotated slices in the last picture, in slices.
     """
     cases = find_cases(dataset_dir).validation
     scores = ScanScores(BUNDLE)
@@ -48,28 +47,27 @@ def draw(dataset_dir: str, output: str, every: int = 4) -> None:
     side = int((label > 0).sum(axis=(1, 2)).argmax())
 
     figure = Figure(figsize=(15, 3.6), layout="constrained")
-    order, unsure, proposal, truth, partial = figure.subplots(1, 5)
+    order, uncertain, proposal, truth, partial = figure.subplots(1, 5)
     values = sorted(disagreement.values(), reverse=True)
     order.bar(range(len(values)), values, color=["tab:red"] + ["tab:gray"] * (len(values) - 1), width=1.0)
-    order.set(xlabel="scan", ylabel="disagreement of the two tasks", title="Next Sample: the least sure")
-    _slice(unsure, image[:, :, depth], "where the tasks disagree")
-    unsure.imshow(np.rot90(maps["disagreement"][:, :, depth]), cmap="magma", alpha=0.6)
-    _slice(proposal, image[:, :, depth], "Run: the proposal")
-    _segments(proposal, maps["seg"][:, :, depth])
-    _slice(truth, image[:, :, depth], "corrected, Submit Label")
-    _segments(truth, label[:, :, depth])
-    _slice(partial, image[side], "or some slices only (from the side)")
+    order.set(xlabel="scan", ylabel="disagreement of the two tasks", title="Next Sample: the least certain")
+    _draw_slice(uncertain, image[:, :, depth], "where the tasks disagree")
+    uncertain.imshow(np.rot90(maps["disagreement"][:, :, depth]), cmap="magma", alpha=0.6)
+    _draw_slice(proposal, image[:, :, depth], "Run: the proposal")
+    _draw_classes(proposal, maps["seg"][:, :, depth])
+    _draw_slice(truth, image[:, :, depth], "corrected, Submit Label")
+    _draw_classes(truth, label[:, :, depth])
+    _draw_slice(partial, image[side], "or some slices only (from the side)")
     marked = mark_unannotated_slices(some_slices)[side]
-    _segments(partial, np.where(marked == IGNORE_LABEL, 0, marked))
+    _draw_classes(partial, np.where(marked == IGNORE_LABEL, 0, marked))
     partial.imshow(np.rot90(np.ma.masked_not_equal(marked, IGNORE_LABEL)), cmap=ListedColormap(["black"]), alpha=0.45)
-    temporary = Path(output).with_name(f".{os.getpid()}.png")
-    figure.savefig(temporary, dpi=80)
-    os.replace(temporary, output)
+    with atomic_path(output) as temporary:
+        figure.savefig(temporary, dpi=80)
     print(f"{case['image']}: {disagreement[case['image']]:.3f}, median {np.median(values):.3f}")
 
 
 def _segment(image: str) -> dict[str, np.ndarray]:
-    """The segmentation and the maps of one scan, by the bundle's own inference."""
+    """Segment one scan by the bundle's own inference; return the segmentation (``seg``) and the maps by name."""
     with tempfile.TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
             config_file=[str(BUNDLE / "configs" / name) for name in ("inference.json", "maps.json")],
@@ -86,16 +84,17 @@ def _segment(image: str) -> dict[str, np.ndarray]:
 
 
 def _voxels(path: str | Path) -> np.ndarray:
+    """Return the voxels of a NIfTI file."""
     return np.asarray(cast(SpatialImage, nib.load(path)).dataobj)
 
 
-def _slice(axes: Axes, plane: np.ndarray, title: str) -> None:
+def _draw_slice(axes: Axes, plane: np.ndarray, title: str) -> None:
     axes.imshow(np.rot90(plane), cmap="gray")
     axes.set_title(title)
     axes.axis("off")
 
 
-def _segments(axes: Axes, classes: np.ndarray) -> None:
+def _draw_classes(axes: Axes, classes: np.ndarray) -> None:
     for index, colour in zip(range(1, int(classes.max()) + 1), COLOURS, strict=False):
         present = np.ma.masked_not_equal(np.rot90(classes), index)
         axes.imshow(present, cmap=ListedColormap([colour]), alpha=0.5, interpolation="nearest")

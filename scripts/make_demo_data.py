@@ -1,18 +1,19 @@
-"""Make a small dataset to try the bundle on: no download, no patient, a few seconds.
+"""Make a small synthetic dataset to try the bundle on, in a few seconds and without a download.
 
-Each scan is shaped like a hippocampus scan of the Medical Segmentation Decathlon, but every voxel is drawn from a seed.
-A curved body of two adjoining parts, anterior (1) and posterior (2), lies among folded grey matter and neighbours of
-its own intensity, so that no threshold finds it and a network must learn its shape and place.
+Each scan looks like a hippocampus scan of the Medical Segmentation Decathlon, but all voxels are drawn from a seed. The
+structure to segment is a curved body of two adjoining parts, anterior (1) and posterior (2). It lies among folded grey
+matter and neighbours of the same intensity. No threshold finds it: a network must learn its shape and place.
 
     python scripts/make_demo_data.py --output_dir demo/data --seed 0
 
 writes::
 
-    demo/data/images/CASE.nii.gz          labels/CASE.nii.gz, except for the unlabeled training scans
-    demo/data/train.list                  training cases, a name a line, the labeled ones first
+    demo/data/images/CASE.nii.gz          all scans
+    demo/data/labels/CASE.nii.gz          their labels, except for the unlabeled training scans
+    demo/data/train.list                  training cases, one name per line, the labeled ones first
     demo/data/val.list                    validation cases
-    demo/data/unseen/images, labels       scans for inference, and their truth
-    demo/data/demo.json                   the arguments, and how well a threshold does
+    demo/data/unseen/images, labels       scans for inference, and their labels
+    demo/data/demo.json                   the arguments, and the Dice of the best threshold
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ RECORD = "demo.json"
 
 
 class Scan(NamedTuple):
-    """An image, int16, and its label, uint8, both ``H x W x D`` at 1 mm; the axes run right, anterior, superior."""
+    """An image (int16) and its label (uint8), both ``H x W x D`` at 1 mm; the axes point right, anterior, superior."""
 
     image: np.ndarray
     label: np.ndarray
 
 
 class Case(NamedTuple):
-    """A scan's place in the dataset."""
+    """The place of a scan in the dataset."""
 
     split: str
     number: int
@@ -56,17 +57,17 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file name without its extension."""
+        """Name of the case: the file name without its extension."""
         return f"{self.split}_{self.number:02d}"
 
     @property
     def image(self) -> Path:
-        """Where the image goes, relative to the dataset's folder."""
+        """Path of the image, relative to the dataset's folder."""
         return self._folder / "images" / f"{self.name}.nii.gz"
 
     @property
     def label(self) -> Path:
-        """Where the label goes, if it is written, relative to the dataset's folder."""
+        """Path of the label, if it is written, relative to the dataset's folder."""
         return self._folder / "labels" / f"{self.name}.nii.gz"
 
     @property
@@ -78,21 +79,21 @@ class Tube(NamedTuple):
     """A bent tube of varying thickness.
 
     Attributes:
-        centreline: ``N x 3``, voxels.
-        radius: ``N``, voxels.
+        centreline: points, ``N x 3``, in voxels.
+        radius: radius at each point, ``N``, in voxels.
     """
 
     centreline: np.ndarray
     radius: np.ndarray
 
     def distance(self, coordinates: np.ndarray) -> np.ndarray:
-        """The distance to the centreline over the radius there, 1 on the surface.
+        """Return the distance to the centreline over the radius there, which is 1 on the surface.
 
         Args:
-            coordinates: ``3 x H x W x D``, voxels.
+            coordinates: where to compute it, ``3 x H x W x D``, in voxels.
 
         Returns:
-            ``H x W x D``.
+            The relative distance, ``H x W x D``.
         """
         squared = np.full(coordinates.shape[1:], np.inf)
         for point, radius in zip(self.centreline, self.radius, strict=True):
@@ -101,18 +102,23 @@ class Tube(NamedTuple):
 
 
 def _smooth_field(rng: np.random.Generator, shape: Sequence[int], sigma: float | Sequence[float]) -> np.ndarray:
-    """Smooth noise over the grid, mean 0 and deviation 1; ``sigma``, voxels, is the size of its features."""
+    """Return smooth noise of mean 0 and deviation 1; ``sigma`` is the size of its features, in voxels."""
     field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="reflect")
     return (field - field.mean()) / field.std()
 
 
 def _bezier(start: np.ndarray, control: np.ndarray, end: np.ndarray, points: int) -> np.ndarray:
+    """Return points on a quadratic Bézier curve, ``points x 3``."""
     along = np.linspace(0, 1, points)[:, None]
     return (1 - along) ** 2 * start + 2 * along * (1 - along) * control + along**2 * end
 
 
 def _draw_body(rng: np.random.Generator, centre: np.ndarray) -> tuple[Tube, int]:
-    """A thick head, a neck and a tapering tail; and the point of the centreline, its neck, at which the parts meet."""
+    """Draw a body with a thick head, a neck and a tapering tail; the parts meet at the neck.
+
+    Returns:
+        The body, and the index of the neck on its centreline.
+    """
     half_length = rng.uniform(13.5, 16.5)
     bend = rng.uniform((-6, -2, -8), (-2, 2, -5))
     line = _bezier(np.array((1, half_length, -6)), bend, np.array((2, -half_length, 8)), points=BODY_POINTS)
@@ -126,7 +132,7 @@ def _draw_body(rng: np.random.Generator, centre: np.ndarray) -> tuple[Tube, int]
 
 
 def _label_parts(body: Tube, neck: int, coordinates: np.ndarray) -> np.ndarray:
-    """The label, ``H x W x D``: the body, cut across its centreline at the neck."""
+    """Return the label, ``H x W x D``: the body, cut at the neck across its centreline."""
     to_head = body.centreline[neck - 1] - body.centreline[neck + 1]
     from_neck = coordinates - body.centreline[neck][:, None, None, None]
     part = np.where(np.tensordot(to_head, from_neck, axes=1) > 0, ANTERIOR, POSTERIOR)
@@ -134,7 +140,7 @@ def _label_parts(body: Tube, neck: int, coordinates: np.ndarray) -> np.ndarray:
 
 
 def _draw_neighbours(rng: np.random.Generator, body: Tube) -> list[Tube]:
-    """Look-alikes: a blob before the head, a tube beside the body, and two tubes anywhere around it."""
+    """Draw structures that look alike: a blob in front of the head, a tube beside the body, two tubes around it."""
     head, middle, tail = body.centreline[[0, BODY_POINTS // 2, -1]]
     ahead = head + rng.uniform((-4, 6, -3), (4, 9, 4))
     beside = middle + rng.uniform((10, -3, -5), (13, 3, 1))
@@ -149,30 +155,31 @@ def _draw_neighbours(rng: np.random.Generator, body: Tube) -> list[Tube]:
 
 
 def _draw_neighbour(rng: np.random.Generator, start: np.ndarray, end: np.ndarray) -> Tube:
+    """Draw a bent tube between two points."""
     line = _bezier(start, (start + end) / 2 + rng.normal(0, 4, 3), end, points=20)
     return Tube(line, rng.uniform(3, 5.5) * np.linspace(1, rng.uniform(0.7, 1.2), 20))
 
 
 def _draw_horn(body: Tube) -> Tube:
-    """The ventricle's horn: fluid that lies along the top of the body."""
+    """Return the horn of the ventricle: fluid along the top of the body."""
     line = body.centreline[BODY_POINTS // 4 : -BODY_POINTS // 6] + np.array((0, 0, 5.5))
     return Tube(line, np.full(len(line), 2.5))
 
 
 def _paint(tissue: np.ndarray, inside: np.ndarray, value: np.ndarray | float) -> None:
-    """Write a structure and the thin white sheath that parts it from what it touches."""
+    """Write a structure into the tissue, with a thin white sheath around it."""
     tissue[ndimage.binary_dilation(inside)] = WHITE
     tissue[inside] = np.broadcast_to(value, inside.shape)[inside]
 
 
 def _draw_folds(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """White matter, folded grey matter and fluid, ``H x W x D``, in layers as in the brain."""
+    """Draw layers of white matter, folded grey matter and fluid, ``H x W x D``, as in the brain."""
     depth = _smooth_field(rng, shape, (2.5, 4, 2.5))
     return np.select([depth > -0.2, depth > -1.2], [WHITE, GREY], FLUID)
 
 
 def _acquire(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
-    """What a scanner makes of the tissue: partial volume, bias field, a contrast and a scale of its own, and noise."""
+    """Imitate a scanner: partial volume, texture, bias field, random contrast and scale, and noise."""
     blurred = ndimage.gaussian_filter(tissue, rng.uniform(0.5, 0.7))
     texture = 1 + 0.03 * _smooth_field(rng, tissue.shape, 1.5)
     bias = np.exp(0.1 * _smooth_field(rng, tissue.shape, 12))
@@ -182,7 +189,7 @@ def _acquire(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 
 
 def make_scan(rng: np.random.Generator) -> Scan:
-    """Draw one scan of about 35 x 51 x 35 voxels at 1 mm, with its label."""
+    """Draw one scan of about 35 x 51 x 35 voxels at 1 mm, and its label."""
     shape = tuple(int(size) for size in rng.integers((33, 48, 34), (39, 55, 39)))
     body, neck = _draw_body(rng, centre=(np.array(shape) - 1) / 2)
     bumps = np.stack([_smooth_field(rng, shape, 4) for _ in shape])
@@ -198,9 +205,9 @@ def make_scan(rng: np.random.Generator) -> Scan:
 
 
 def best_threshold_dice(scans: Iterable[Scan]) -> float:
-    """The foreground Dice of the best interval of intensities, chosen with the truth.
+    """Return the foreground Dice of the best interval of intensities, chosen by the labels.
 
-    Images are z-scored first; one interval serves all scans, and their voxels are counted together.
+    Images are z-scored first. All scans share one interval, and their voxels are counted together.
     """
     scans = list(scans)
     values = np.concatenate([((scan.image - scan.image.mean()) / scan.image.std()).ravel() for scan in scans])
@@ -212,12 +219,13 @@ def best_threshold_dice(scans: Iterable[Scan]) -> float:
 
 
 def _counts_in_intervals(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Entry ``i, j`` is how many values lie between edge ``i`` and edge ``j``; 0 where ``j`` is not above ``i``."""
+    """Count the values between each pair of edges: entry ``i, j`` is 0 where ``j`` is not above ``i``."""
     below = np.concatenate([[0], np.histogram(values, edges)[0].cumsum()])
     return np.triu(below[None, :] - below[:, None])
 
 
 def _check_arguments(arguments: Mapping[str, int]) -> None:
+    """Refuse a number that is not whole or too small."""
     for name, value in arguments.items():
         minimum = 1 if name == "num_labeled" else 0
         if type(value) is not int or value < minimum:
@@ -225,13 +233,14 @@ def _check_arguments(arguments: Mapping[str, int]) -> None:
 
 
 def _list_cases(num_labeled: int, num_unlabeled: int, num_validation: int) -> list[Case]:
+    """Return all cases of the dataset, the labeled training cases first."""
     train = [Case("train", number, labeled=number < num_labeled) for number in range(num_labeled + num_unlabeled)]
     validation = [Case("val", number) for number in range(num_validation)]
     return train + validation + [Case("unseen", number) for number in range(NUM_UNSEEN)]
 
 
 def _holds_dataset(folder: Path, arguments: Mapping[str, int], cases: Sequence[Case]) -> bool:
-    """Whether the folder has every file that these arguments give, and says that they made it."""
+    """Return whether a folder has every file of the dataset, and a record of the same arguments."""
     files = [Path(RECORD), Path("train.list"), Path("val.list")]
     files += [case.image for case in cases] + [case.label for case in cases if case.labeled]
     if not all((folder / file).is_file() for file in files):
@@ -244,6 +253,7 @@ def _holds_dataset(folder: Path, arguments: Mapping[str, int], cases: Sequence[C
 
 
 def _save(array: np.ndarray, path: Path) -> None:
+    """Write an array as NIfTI at 1 mm, its centre at the origin."""
     affine = np.eye(4)
     affine[:3, 3] = -(np.array(array.shape) - 1) / 2
     image = nib.Nifti1Image(array, affine)
@@ -253,6 +263,7 @@ def _save(array: np.ndarray, path: Path) -> None:
 
 
 def _write(folder: Path, scans: Mapping[Case, Scan]) -> None:
+    """Write all scans and the lists of cases."""
     for case, scan in scans.items():
         _save(scan.image, folder / case.image)
         if case.labeled:
@@ -271,18 +282,18 @@ def make_demo_data(
 ) -> None:
     """Write the dataset that the top of this file describes.
 
-    The same seed gives the same scans. The scan of a name does not depend on the counts: runs with more or fewer labels
-    train on the same scans and are validated on the same scans.
+    The same seed gives the same scans. A scan depends on its name, not on the counts, so that trainings with more or
+    fewer labels use the same scans.
 
     Args:
-        output_dir: folder to make. Left as it is when it holds this very dataset already.
-        seed: 0 or above.
-        num_labeled: training scans with a label, 1 or more.
-        num_unlabeled: training scans without one.
-        num_validation: validation scans, all with a label.
+        output_dir: folder to make. If it holds this very dataset already, nothing is written.
+        seed: seed of all scans, 0 or more.
+        num_labeled: number of training scans with a label, 1 or more.
+        num_unlabeled: number of training scans without a label.
+        num_validation: number of validation scans, all with a label.
 
     Raises:
-        FileExistsError: when ``output_dir`` exists with anything else.
+        FileExistsError: when ``output_dir`` exists and holds anything else.
         ValueError: when a number is not whole or too small.
     """
     output = Path(str(output_dir))  # the command line reads a name such as 2024 as a number

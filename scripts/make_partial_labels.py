@@ -1,15 +1,14 @@
-"""A copy of a data set whose training labels are annotated in some slices only, to measure what that costs.
+"""Copy a data set with training labels that are annotated in some slices only, to measure what that costs.
 
     python scripts/make_partial_labels.py --dataset_dir DATA --output_dir PARTIAL --every 5
-    python scripts/benchmark.py --dataset_dir PARTIAL --output_dir COMPARISON --labels "[8]"
+    python scripts/benchmarks/compare.py --dataset_dir PARTIAL --output_dir COMPARISON --labels "[8]"
 
-Of each training label every fifth slice along its last axis keeps its classes; all other voxels become 255, not
-annotated. Images and validation labels are links to the originals.
+In each training label, every fifth slice along the last axis keeps its classes; all other voxels become 255, which
+means not annotated. Images and validation labels are links to the originals.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -19,15 +18,16 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from dbisl.data import IGNORE_LABEL, find_cases
+from dbisl.utils import atomic_path, case_name
 
 
 def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> None:
     """Make the copy.
 
     Args:
-        dataset_dir: any that can be trained on.
-        output_dir: a new folder.
-        every: of so many slices one is annotated; the first is in the middle of the first so many.
+        dataset_dir: data set in a layout that training reads.
+        output_dir: folder of the copy; it must not exist.
+        every: distance of the annotated slices, in slices; the first annotated slice is ``every // 2``.
 
     Raises:
         FileExistsError: when ``output_dir`` exists.
@@ -40,7 +40,7 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
     for case in (*cases.labeled, *cases.unlabeled, *cases.validation):
         (output / "images" / Path(case["image"]).name).symlink_to(case["image"])
     for name, listed in (("train", (*cases.labeled, *cases.unlabeled)), ("val", cases.validation)):
-        names = [f"{Path(case['image']).name.split('.nii')[0]}\n" for case in listed]
+        names = [f"{case_name(case['image'])}\n" for case in listed]
         (output / f"{name}.list").write_text("".join(names))
     for case in cases.validation:
         (output / "labels" / Path(case["label"]).name).symlink_to(case["label"])
@@ -54,9 +54,8 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
         header = label.header.copy()
         header.set_data_dtype(np.uint8)
         path = output / "labels" / Path(case["label"]).name
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ends as the name does: that decides the format
-        nib.save(nib.Nifti1Image(classes, label.affine, header), temporary)
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            nib.save(nib.Nifti1Image(classes, label.affine, header), temporary)
     print(f"{len(shares)} labels, {100 * np.mean(shares):.0f}% of their slices annotated")
 
 

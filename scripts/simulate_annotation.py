@@ -1,11 +1,11 @@
-"""What choosing the next scan by uncertainty is worth: a simulated annotator whose labels are the true ones.
+"""Simulate an annotator to measure what it is worth to choose the next scan by its uncertainty.
 
-    python -m scripts.simulate_annotation --dataset_dir DATA/hippocampus --output_dir simulation
+    python scripts/simulate_annotation.py --dataset_dir DATA/hippocampus --output_dir simulation
 
-starts from a few labels, trains on them and on all scans without one, lets each strategy choose the next scans, adds
-their labels, trains on from the last weights, and so on. It writes ``table.md`` (Dice on the validation scans by
-round), ``rounds.png``, and ``rounds.csv`` with the scans that were chosen. Each round is a real training in a folder of
-its own; it can be stopped and started again.
+starts from a few labels and trains on them and on all other scans without their labels. In each round a strategy
+chooses the next scans, their true labels are added, and the training goes on from the last weights. The script writes
+``table.md`` (Dice on the validation scans, by round), ``rounds.png``, and ``rounds.csv`` with the chosen scans. Each
+round is a real training in a folder of its own. You can stop the script at any moment and start it again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,20 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from matplotlib.figure import Figure
 from monai.utils import ensure_tuple
 
 from dbisl.data import Cases, find_cases
 from dbisl.engines import ScanScores
-from scripts.benchmark import BUNDLE, case_means, read_cases, run_bundle
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts import each other from the repository's root
+from scripts.benchmarks.cells import run_bundle
+from scripts.benchmarks.common import BUNDLE, markdown_table, write_json, write_text
+from scripts.benchmarks.report import case_means, mean_and_deviation, plot_dice, read_cases
 
 STRATEGIES = ("uncertainty", "random", "entropy")
 SCORES = {"uncertainty": "disagreement", "entropy": "entropy"}
+"""The score by which a strategy chooses: a key of what ``ScanScores`` returns."""
+NETWORK_KEYS = ("network_def", "features", "levels", "dual_task")
+"""Config keys that change the network, and so must be the same for the scores."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What all runs have in common; the arguments of :func:`simulate`."""
+    """What all runs have in common: the cases, and arguments of :func:`simulate`."""
 
     dataset_dir: Path
     output_dir: Path
@@ -47,11 +54,12 @@ class Simulation:
     overrides: Mapping[str, Any]
 
     def folder(self, strategy: str, seed: int, index: int) -> Path:
-        """The first round is the same for every strategy: nothing has been chosen yet."""
+        """Return the folder of a round. All strategies share the first round, before anything is chosen."""
         name = f"start-{seed}" if index == 0 else f"{strategy}-{seed}-{index}"
         return self.output_dir / "rounds" / name
 
     def labels(self, index: int) -> int:
+        """Return the number of labeled scans of a round."""
         return self.start + index * self.step
 
 
@@ -69,15 +77,19 @@ def simulate(
     """Run the rounds that are missing, then write the table.
 
     Args:
-        dataset_dir: its labeled training scans are the ones to annotate, its validation scans measure.
-        output_dir: everything goes there.
-        strategies: ``uncertainty`` (the two tasks disagree most), ``entropy``, ``random``.
-        seeds: of the first labels, of the trainings, and of random choices.
-        start: labels of the first training.
-        step: labels added in each round.
-        rounds: how often.
-        overrides: keys of the config and their values, as ``"{'epochs': 3}"``.
-        jobs: trainings at a time, a core each.
+        dataset_dir: data set whose labeled training scans are annotated in rounds; its validation scans measure.
+        output_dir: folder for all results.
+        strategies: how to choose the next scans: ``uncertainty`` (the two tasks disagree most), ``entropy`` or
+            ``random``.
+        seeds: seeds of the first labels, of the trainings, and of the random choices.
+        start: number of labels of the first training.
+        step: number of labels that each round adds.
+        rounds: number of rounds after the first training.
+        overrides: config keys with their values, as ``"{'epochs': 3}"``.
+        jobs: number of trainings at a time, one core each.
+
+    Raises:
+        SystemExit: when a strategy does not exist, or the data set has fewer labels than the last round needs.
     """
     strategies, seeds = ensure_tuple(strategies), ensure_tuple(seeds)
     unknown = sorted(set(strategies) - set(STRATEGIES))
@@ -98,12 +110,14 @@ def simulate(
 
 
 def _first_round(simulation: Simulation, seed: int) -> None:
+    """Train on labels that a seed chooses."""
     images = [case["image"] for case in simulation.cases.labeled]
     chosen = random.Random(seed).sample(images, simulation.start)
     _train(simulation, simulation.folder("", seed, 0), seed, chosen, None)
 
 
 def _later_rounds(simulation: Simulation, strategy: str, seed: int) -> None:
+    """Choose, label and train, round by round."""
     for index in range(1, simulation.rounds + 1):
         folder, before = (simulation.folder(strategy, seed, place) for place in (index, index - 1))
         weights = before / "model_final.pt"
@@ -111,29 +125,30 @@ def _later_rounds(simulation: Simulation, strategy: str, seed: int) -> None:
             labeled = json.loads((folder / "labeled.json").read_text())
         else:
             labeled = json.loads((before / "labeled.json").read_text())
-            left = [case["image"] for case in simulation.cases.labeled if case["image"] not in labeled]
-            labeled += _choose(simulation, strategy, random.Random(1000 * seed + index), left, weights)
+            candidates = [case["image"] for case in simulation.cases.labeled if case["image"] not in labeled]
+            labeled += _choose(simulation, strategy, random.Random(1000 * seed + index), candidates, weights)
         _train(simulation, folder, seed, labeled, weights)
         print(f"{strategy}, seed {seed}: {simulation.labels(index)} labels, Dice {_dice(folder):.2f}", flush=True)
 
 
 def _choose(
-    simulation: Simulation, strategy: str, chance: random.Random, images: Sequence[str], weights: Path
+    simulation: Simulation, strategy: str, generator: random.Random, images: Sequence[str], weights: Path
 ) -> list[str]:
+    """Return the images to annotate next, the least certain first."""
     if strategy == "random":
-        return chance.sample(list(images), simulation.step)
-    of_network = {key: value for key, value in simulation.overrides.items() if key.startswith("network_def")}
-    scores = ScanScores(BUNDLE, weights, overrides=of_network)
+        return generator.sample(list(images), simulation.step)
+    overrides = {key: value for key, value in simulation.overrides.items() if key.startswith(NETWORK_KEYS)}
+    scores = ScanScores(BUNDLE, weights, overrides=overrides)
     values = {image: scores(image)[SCORES[strategy]] for image in images}
     return sorted(values, key=values.__getitem__, reverse=True)[: simulation.step]
 
 
 def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[str], weights: Path | None) -> None:
-    """Train on some of the labels and evaluate; what is there already is not done again."""
+    """Train on some of the labels, from weights if they are given, and evaluate; do nothing that is done already."""
     if (folder / "cases.csv").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "labeled.json", list(labeled))
+    write_json(folder / "labeled.json", list(labeled))
     chosen = set(labeled)
     cases = simulation.cases
     datalist = {
@@ -142,12 +157,12 @@ def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[st
         "validation": cases.validation,
     }
     datalist["unlabeled"] += cases.unlabeled
-    _write(folder / "datalist.json", datalist)
+    write_json(folder / "datalist.json", datalist)
     files = [BUNDLE / "configs" / "train.json"]
     if weights is not None:
         config = json.loads(files[0].read_text())
         load = f"$@network.load_state_dict(torch.load({str(weights)!r}, weights_only=True))"
-        _write(folder / "go_on.json", {"initialize": [*config["initialize"], load]})
+        write_json(folder / "go_on.json", {"initialize": [*config["initialize"], load]})
         files.append(folder / "go_on.json")
     options = {
         **simulation.overrides,
@@ -169,51 +184,41 @@ def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[st
 
 
 def _dice(folder: Path) -> float:
+    """Return the Dice (%) of a round: the mean over the validation scans of the fused prediction."""
     rows = [row for row in read_cases(folder / "cases.csv") if row["task"] == "fused"]
     return 100 * statistics.fmean(case_means(rows, "dice").values())
 
 
 def _report(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[int]) -> None:
+    """Write the table, the rounds and the figure, and print the table."""
     counts = [simulation.labels(index) for index in range(simulation.rounds + 1)]
     dice = {
         strategy: [[_dice(simulation.folder(strategy, seed, index)) for seed in seeds] for index in range(len(counts))]
         for strategy in strategies
     }
-    lines = [
+    caption = (
         f"{simulation.dataset_dir.name}, {len(simulation.cases.validation)} validation scans, {len(seeds)} seeds; Dice "
         "(%) of the last checkpoint, mean ± standard deviation over the seeds. Each training goes on from the one "
-        "before. "
-        f"Overrides: {dict(simulation.overrides) or 'none'}.",
-        "",
-        "| labels | " + " | ".join(strategies) + " |",
-        "|" + " --- |" * (len(strategies) + 1),
+        f"before. Overrides: {dict(simulation.overrides) or 'none'}."
+    )
+    rows = [
+        [str(count), *(mean_and_deviation(rounds[index]) for rounds in dice.values())]
+        for index, count in enumerate(counts)
     ]
-    for index, count in enumerate(counts):
-        cells = [
-            f"{statistics.fmean(values[index]):.2f}"
-            + (f" ± {statistics.stdev(values[index]):.2f}" if len(seeds) > 1 else "")
-            for values in dice.values()
-        ]
-        lines.append(f"| {count} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
-    _write(simulation.output_dir / "table.md", text)
-    _write(simulation.output_dir / "rounds.csv", _rounds(simulation, strategies, seeds))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for place, (strategy, values) in enumerate(dice.items()):
-        spread = [statistics.stdev(of_seeds) if len(seeds) > 1 else 0.0 for of_seeds in values]
-        beside = [count + 0.05 * simulation.step * place for count in counts]  # or the bars would hide each other
-        axes.errorbar(beside, [statistics.fmean(v) for v in values], spread, marker="o", capsize=3, label=strategy)
-    axes.set(xlabel="labeled scans", ylabel="Dice (%)", title=f"{simulation.dataset_dir.name}, validation")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(simulation.output_dir / ".rounds.png", dpi=120, format="png")
-    os.replace(simulation.output_dir / ".rounds.png", simulation.output_dir / "rounds.png")
+    text = f"{caption}\n\n{markdown_table(['labels', *strategies], rows)}\n"
+    write_text(simulation.output_dir / "table.md", text)
+    write_text(simulation.output_dir / "rounds.csv", _rounds(simulation, strategies, seeds))
+    curves = {
+        # Each strategy is drawn a little to the right of the one before, so that the bars do not hide each other.
+        strategy: {count + 0.05 * simulation.step * place: values for count, values in zip(counts, rounds, strict=True)}
+        for place, (strategy, rounds) in enumerate(dice.items())
+    }
+    plot_dice(curves, simulation.output_dir / "rounds.png", f"{simulation.dataset_dir.name}, validation")
     print("\n" + text)
 
 
 def _rounds(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[int]) -> str:
-    """One row a round: its Dice, and the images (by file name) whose labels it added, as they were chosen."""
+    """Return ``rounds.csv``: one row per round, with its Dice and the images (file names) whose labels it added."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["strategy", "seed", "labels", "dice", "added"])
@@ -227,13 +232,6 @@ def _rounds(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[i
                 rows.writerow([strategy, seed, len(labeled), f"{_dice(folder):.3f}", added])
                 before = len(labeled)
     return table.getvalue()
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write a text, or anything else as JSON; whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content if isinstance(content, str) else json.dumps(content, indent=4) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

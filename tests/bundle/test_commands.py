@@ -77,11 +77,11 @@ def test_inference_writes_integers_on_each_scans_own_grid(tmp_path: Path, traine
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for name, (shape, affine) in grids.items():
-        answer = nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")
-        assert answer.shape == shape
-        np.testing.assert_allclose(answer.affine, affine, atol=1e-5)
-        assert answer.get_data_dtype() == np.uint8
-        assert set(np.unique(np.asarray(answer.dataobj))) <= {0, 1, 2}
+        segmentation = nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")
+        assert segmentation.shape == shape
+        np.testing.assert_allclose(segmentation.affine, affine, atol=1e-5)
+        assert segmentation.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asarray(segmentation.dataobj))) <= {0, 1, 2}
 
 
 def test_resumed_training_continues(tmp_path: Path, trained: Path, demo_data: Path, run_bundle: Run) -> None:

@@ -71,25 +71,25 @@ def test_onnx_agrees(onnx: Path, network: torch.nn.Module, size: tuple[int, ...]
     image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network(image).numpy()
-    (answer,) = onnxruntime.InferenceSession(str(onnx)).run(["pred"], {"image": image.numpy()})
-    np.testing.assert_allclose(answer, expected, atol=1e-4)
+    (prediction,) = onnxruntime.InferenceSession(str(onnx)).run(["pred"], {"image": image.numpy()})
+    np.testing.assert_allclose(prediction, expected, atol=1e-4)
 
 
 def test_exported_networks_run_the_same_inference(
     root: Path, weights: Path, torchscript: Path, onnx: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     (scan, *_) = sorted((demo_data / "images").glob("*.nii.gz"))
-    answers = []
+    segmentations = []
     exported = "['configs/inference.json','configs/exported.json']"
     for files, path in (("configs/inference.json", weights), (exported, torchscript), (exported, onnx)):
         output = tmp_path / path.suffix
         options = ("--dataset_dir", scan, "--amp", "False", "--device", "cpu")
         places = ("--ckpt_path", path, "--output_dir", output)
         command(root, "run", "inference", "--config_file", files, *options, *places)
-        (answer,) = output.glob("*_seg.nii.gz")
-        answers.append(np.asarray(nib.nifti1.load(answer).dataobj))
-    np.testing.assert_array_equal(answers[1], answers[0])
-    assert np.mean(answers[2] != answers[0]) < 1e-4  # where two classes are as probable, rounding decides
+        (segmentation,) = output.glob("*_seg.nii.gz")
+        segmentations.append(np.asarray(nib.nifti1.load(segmentation).dataobj))
+    np.testing.assert_array_equal(segmentations[1], segmentations[0])
+    assert np.mean(segmentations[2] != segmentations[0]) < 1e-4  # where two classes are as probable, rounding decides
 
 
 def test_maps_of_an_exported_network(root: Path, torchscript: Path, demo_data: Path, tmp_path: Path) -> None:

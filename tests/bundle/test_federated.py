@@ -29,7 +29,7 @@ def average(of_clients: list[Weights]) -> Weights:
 
 @pytest.fixture(params=["both have labels", "one has none"])
 def clients(root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> list[MonaiAlgo]:
-    answer = []
+    made = []
     for index in range(2):
         data, bundle = tmp_path / f"data_{index}", tmp_path / f"client_{index}" / "bundle"
         make_demo_data(str(data), num_labeled=2, num_unlabeled=2, num_validation=1, seed=index)
@@ -53,8 +53,8 @@ def clients(root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> list[
         )
         extra = {ExtraItems.CLIENT_NAME: f"client_{index}", ExtraItems.APP_ROOT: str(bundle.parent)}
         client.initialize(extra)
-        answer.append(client)
-    return answer
+        made.append(client)
+    return made
 
 
 def test_two_clients_learn_together(clients: list[MonaiAlgo]) -> None:
@@ -74,10 +74,10 @@ def test_two_clients_learn_together(clients: list[MonaiAlgo]) -> None:
             with client.trainer.add_event_handler(Events.STARTED, compare):
                 client.train(ExchangeObject(weights=shared))
             assert taught == [True]
-            answer = client.get_weights()
-            assert answer.weight_type == WeightType.WEIGHTS
-            assert any(not torch.equal(answer.weights[name], tensor) for name, tensor in shared.items())
-            sent.append({name: tensor.clone() for name, tensor in answer.weights.items()})
+            received = client.get_weights()
+            assert received.weight_type == WeightType.WEIGHTS
+            assert any(not torch.equal(received.weights[name], tensor) for name, tensor in shared.items())
+            sent.append({name: tensor.clone() for name, tensor in received.weights.items()})
         shared = average(sent)
     metrics = clients[0].evaluate(ExchangeObject(weights=shared)).metrics
     assert 0 <= metrics["val_mean_dice"] <= 1

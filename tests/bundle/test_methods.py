@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 
 METHODS = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "methods"
 BOTH_TASKS = {"segmentation", "regression"}
+WEIGHTS = json.loads((METHODS.parent / "train.json").read_text())["loss_weights"]
+OF_DBISL = {name for name, weight in WEIGHTS.items() if weight > 0}
+"""The terms that DBiSL computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Method:
         prediction: what is scored.
     """
 
-    terms: set[str] = field(default_factory=lambda: set(TERMS))
+    terms: set[str] = field(default_factory=OF_DBISL.copy)
     asks_teacher: bool = True
     evaluates_teacher: bool = True
     pastes: bool = True
@@ -71,11 +75,11 @@ EXPECTED = {
         pseudo_label="cross",
         gamma=0.0,
     ),
-    "ablation_no_cross_supervision": Method(terms=set(TERMS) - {"segmentation_across", "regression_across"}),
-    "ablation_no_consistency": Method(terms=set(TERMS) - set(CONSISTENCY_TERMS)),
+    "ablation_no_cross_supervision": Method(terms=OF_DBISL - {"segmentation_across", "regression_across"}),
+    "ablation_no_consistency": Method(terms=OF_DBISL - set(CONSISTENCY_TERMS)),
     "ablation_no_pseudo_labels": Method(terms={*LABELED_TERMS, *CONSISTENCY_TERMS}, asks_teacher=False, pastes=False),
     "ablation_no_uncertainty": Method(gamma=0.0),
-    "ablation_one_way": Method(terms=set(TERMS) - {"regression_across", "consistency_regression"}),
+    "ablation_one_way": Method(terms=OF_DBISL - {"regression_across", "consistency_regression"}),
     "ablation_no_teacher": Method(asks_teacher=False, evaluates_teacher=False, pastes=False),
     "ablation_no_copy_paste": Method(pastes=False),
     "ablation_no_weak_view": Method(),

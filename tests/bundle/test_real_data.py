@@ -52,7 +52,7 @@ def test_left_atrium_from_training_to_segmentation(tmp_path: Path, shared_data: 
         volume = np.count_nonzero(np.asarray(label.dataobj)) * 0.625**3 / 1000
         assert float(row["reference_ml"]) == pytest.approx(volume, rel=1e-4)
     image = nib.load(shared_data / "la" / "images" / f"{one}.nii.gz")
-    answer = nib.load(tmp_path / "segmentations" / f"{one}_seg.nii.gz")
-    assert answer.shape == image.shape
-    np.testing.assert_allclose(answer.affine, image.affine, atol=1e-5)
-    assert answer.get_data_dtype() == np.uint8
+    segmentation = nib.load(tmp_path / "segmentations" / f"{one}_seg.nii.gz")
+    assert segmentation.shape == image.shape
+    np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-5)
+    assert segmentation.get_data_dtype() == np.uint8

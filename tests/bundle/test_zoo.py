@@ -136,8 +136,8 @@ for place in places:  # two bundles in one process
     for kind in ("train", "inference"):
         network = load("dbisl", bundle_dir=place, workflow_type=kind, device="cpu")
         assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
-        answer = network.eval()(torch.randn(1, 1, 16, 16, 16))
-        assert isinstance(answer, torch.Tensor) == (kind == "inference")
+        output = network.eval()(torch.randn(1, 1, 16, 16, 16))
+        assert isinstance(output, torch.Tensor) == (kind == "inference")
     for kind, dataset_dir in (("train", data), ("inference", data / "images")):
         workflow = create_workflow(
             config_file=str(place / f"dbisl/configs/{kind}.json"),

@@ -21,7 +21,9 @@ def test_demo_runs_to_its_table_and_fails_below_the_dice_asked_for(root: Path, t
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "expected at least 0.99" in done.stderr
-    for answer in ("fused", "segmentation", "regression"):
-        assert f"\n{answer}" in done.stdout.split("Validation, after training")[1]
+    table = done.stdout.split("Validation, after training")[1]
+    assert "95HD (mm)         false negatives\n" in table
+    for prediction in ("fused", "segmentation", "regression"):
+        assert f"\n{prediction}" in table
     for place in ("output/previews/val_00.png", "segmentations/unseen_00_seg.nii.gz", "models/model.pt"):
         assert (tmp_path / "a demo" / place).is_file()

@@ -1,4 +1,4 @@
-"""The pictures of the annotation guide."""
+"""The picture of the annotation guide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.draw_annotation import draw
 from scripts.make_demo_data import make_demo_data
 
 
-def test_picture_is_of_the_least_sure_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picture_shows_the_least_certain_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_demo_data(str(tmp_path / "data"), num_labeled=1, num_unlabeled=0, num_validation=3)
     draw(str(tmp_path / "data"), str(tmp_path / "annotation.png"))
     first, second = imread(tmp_path / "annotation.png").shape[:2]

@@ -1,4 +1,4 @@
-"""The demo's dataset: reproducible, in the product's layout, two adjoining parts, out of a threshold's reach."""
+"""The demo's dataset: reproducible, in the bundle's layout, with two adjoining parts that no threshold finds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNTS = {"num_labeled": 2, "num_unlabeled": 3, "num_validation": 2}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small dataset in a folder whose parent is missing too."""
+    """A small dataset, in a folder whose parent was missing too."""
     folder = tmp_path_factory.mktemp("demo") / "deeper" / "data"
     make_demo_data(folder, seed=1, **COUNTS)
     return folder
@@ -38,13 +38,13 @@ def read(path: Path) -> np.ndarray:
 
 
 def read_pairs(dataset: Path) -> list[tuple[Path, Path]]:
-    """Image and label of every scan that has a label."""
+    """Return the image and the label of every scan that has a label."""
     labels = sorted(dataset.rglob("labels/*.nii.gz"))
     return [(label.parents[1] / "images" / label.name, label) for label in labels]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of change of every file."""
+    """Return the content and the time of change of every file."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 

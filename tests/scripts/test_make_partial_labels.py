@@ -1,4 +1,4 @@
-"""Labels of some slices."""
+"""Copies of data sets whose labels are annotated in some slices only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.make_demo_data import make_demo_data
 from scripts.make_partial_labels import make_partial_labels
 
 
-def test_every_fifth_slice_is_kept_and_the_copy_can_be_trained_on(tmp_path: Path) -> None:
+def test_copy_keeps_every_fifth_slice_and_can_be_trained_on(tmp_path: Path) -> None:
     make_demo_data(str(tmp_path / "data"), num_labeled=2, num_unlabeled=1, num_validation=1, seed=0)
     make_partial_labels(str(tmp_path / "data"), str(tmp_path / "partial"), every=5)
     whole, partial = find_cases(tmp_path / "data"), find_cases(tmp_path / "partial")

@@ -39,7 +39,7 @@ class Ramp:
     """
 
     CHECKED_EVERY = 10
-    """Iterations between two looks at the Dice, each of which waits for a GPU."""
+    """Iterations between two looks at the Dice; a look waits for a GPU."""
 
     def __init__(self, *, warm_up: int, length: int, min_dice: float = 0.0, max_warm_up: int | None = None) -> None:
         if warm_up < 0 or length < 0:

@@ -20,7 +20,7 @@ class DualTaskNetwork(nn.Module):
         fused_output: False: the output is what the losses need. True: it is one tensor, the float32 probabilities fused
             over the tasks. The weights are the same.
         sdm_slope: slope of ``T_r2s``, with which the SDM is fused; read only where ``fused_output`` is true.
-        divisor: number of which every spatial size of the image must be a multiple.
+        divisor: number that divides every spatial size of the image.
     """
 
     # Constants, so that TorchScript compiles only one branch of forward.

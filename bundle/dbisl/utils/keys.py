@@ -118,7 +118,7 @@ KEYS = (
     Key("prediction", "What is validated: `fused`, or one task, `segmentation` or `regression`."),
     # Cleaning
     Key("flips", "Axes along which windows are also mirrored; the prediction is the mean.", "axes"),
-    Key("keep_largest", "Classes of which only the largest connected component is kept.", "classes"),
+    Key("keep_largest", "Classes that keep only their largest connected component.", "classes"),
     Key("fill_holes", "Classes whose holes are filled.", "classes"),
     Key("maps", "Maps that `maps.json` writes beside a segmentation: `probability`, `sdm`, `entropy`, `disagreement`."),
     # Machine

@@ -1,4 +1,4 @@
-"""The speed table: every section runs, on small shapes, and says what it measured."""
+"""The tables of speed: every section runs on small shapes and says what it measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.benchmark_speed import Setting, benchmark
+from scripts.benchmarks.speed import benchmark
+from scripts.benchmarks.steps import Setting
 from scripts.make_demo_data import make_demo_data
 
 
@@ -18,9 +19,9 @@ def setting() -> Setting:
 
 
 def test_sections_print_tables_and_write_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The loader's own features and length are kept small by an override file, as a user's would be.
+    # The section of the loader trains as its config says; an override file keeps that small.
     make_demo_data(str(tmp_path / "data"), num_labeled=2, num_unlabeled=3, num_validation=1)
-    (tmp_path / "small.yaml").write_text("network_def#features: 4\n")
+    (tmp_path / "small.yaml").write_text("features: 4\npatch_size: [24, 24, 24]\n")
     benchmark(
         dataset_dir=str(tmp_path / "data"),
         output=str(tmp_path / "speed.json"),
@@ -45,7 +46,7 @@ def test_sections_print_tables_and_write_the_same_as_json(tmp_path: Path, capsys
 
 def test_peak_memory_counts_what_is_alive_at_once(setting: Setting) -> None:
     def run() -> None:
-        for _ in range(3):  # one after another, so that one is alive at a time
+        for _ in range(3):  # one tensor after another
             torch.ones(2**20, dtype=torch.uint8).max()
 
     assert 2**20 <= setting.peak_memory(run) < 2**20 + 2**16

@@ -1,4 +1,4 @@
-"""The measurement of memory, on a scan that is small."""
+"""The measurement of memory, on a small scan."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 
-def test_a_row_says_what_inference_took(root: Path) -> None:
-    command = [sys.executable, "scripts/benchmark_memory.py", "--shape=[48,40,44]", "--overlap=0.25"]
+def test_row_of_one_inference(root: Path) -> None:
+    command = [sys.executable, "scripts/benchmarks/memory.py", "--shape=[48,40,44]", "--overlap=0.25"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     voxels, spacing, overlap, peak, minutes = done.stdout.strip().splitlines()[-1].strip("| ").split(" | ")

@@ -1,4 +1,4 @@
-"""The table of bridges: the package's default among the others, against the exact distance of a ball."""
+"""The table of bridges: the package's default beside the others, against the exact distance of a ball."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.benchmark_bridge import CANDIDATES, benchmark
+from scripts.benchmarks.bridge import benchmark
+from scripts.benchmarks.candidates import CANDIDATES
 
 
 def test_table_of_bridges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

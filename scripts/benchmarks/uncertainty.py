@@ -1,18 +1,19 @@
-"""Measure whether the uncertainty means something, on the validation scans of a data set.
+"""Measure how well the uncertainty predicts errors, on the validation scans of a data set.
 
-    python scripts/benchmark_uncertainty.py --dataset_dir DATA/hippocampus --weights bundle/models/model.pt
+    python scripts/benchmarks/uncertainty.py --dataset_dir DATA/hippocampus --weights bundle/models/model.pt
 
-prints a Markdown table of four uncertainties: the entropy of the fused probabilities, the part of it that comes from
-the two tasks' disagreement (Jensen-Shannon), and the entropy of each task alone. *Spearman*: rank correlation over the
-scans of the score (the map's sum over the number of foreground voxels in the answer, as in ``report.csv``) with the
-Dice: -1 is best. *AUROC*: how well the map tells wrong voxels from right ones, over all voxels and over those near the
-structures.
-*ECE*: expected calibration error of the probabilities that the entropy is of, near the structures.
+prints a Markdown table of four uncertainty maps: the entropy of the fused probabilities, the part of it that comes from
+the disagreement of the two tasks (Jensen-Shannon divergence), and the entropy of each task alone. Its columns:
+
+- *Spearman*: rank correlation, over the scans, of a scan's score with its Dice; -1 is best. The score is the sum of the
+  map over the number of predicted foreground voxels, as in ``report.csv``.
+- *AUROC*: how well the map separates wrong from right voxels, over all voxels and over the voxels near the structures.
+- *ECE*: expected calibration error of the probabilities behind the entropy, over the voxels near the structures.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import fire
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 from scipy.ndimage import binary_dilation
 from scipy.stats import rankdata, spearmanr
 
@@ -28,11 +30,14 @@ from dbisl.bridge import normalised_entropy
 from dbisl.data import find_cases
 from dbisl.transforms import FuseTasksd
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts import each other from the repository's root
+from scripts.benchmarks.common import BUNDLE, markdown_table, write_json
+
 MAPS = ("fused entropy", "disagreement", "entropy of the segmentation", "entropy of the regression")
 MARGIN = 5
-"""Voxels around the foreground of answer and truth that count as near the structures."""
+"""Distance, in voxels, up to which a voxel is near the structures of the prediction or of the label."""
 BINS = 15
+"""Bins of the calibration error."""
 
 
 def benchmark(
@@ -45,15 +50,14 @@ def benchmark(
     """Print the table.
 
     Args:
-        dataset_dir: data set whose validation scans count.
-        weights: of a dual-task network.
-        config_file: override files after train.json.
-        output: JSON file for the same figures, and for those of each scan.
-        device: where the network runs.
+        dataset_dir: data set whose validation scans are measured.
+        weights: state dict of a dual-task network.
+        config_file: override file or files after ``train.json``.
+        output: JSON file for the same figures, and the figures of each scan.
+        device: device of the network.
     """
     config = ConfigParser()
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
-    config.read_config([str(BUNDLE / "configs" / "train.json"), *files])
+    config.read_config([str(BUNDLE / "configs" / "train.json"), *ensure_tuple(config_file)])
     config.update({"device": device, "bundle_root": str(BUNDLE), "dataset_dir": dataset_dir})
     classes = config.get_parsed_content("out_channels")
     network = config.get_parsed_content("network").eval()
@@ -70,30 +74,32 @@ def benchmark(
         scans.append(measure(fuse({"pred": pred}), item["label"].as_tensor()[0].long()))
     table = summarise(scans)
     print(f"{len(scans)} validation scans of {Path(dataset_dir).name}")
-    print("\n| | Spearman with Dice | AUROC, all voxels | AUROC, near | ECE, near |\n| --- | --- | --- | --- | --- |")
-    for name, row in table.items():
-        print(f"| {name} | " + " | ".join("-" if value is None else f"{value:.3f}" for value in row.values()) + " |")
+    header = ["", "Spearman with Dice", "AUROC, all voxels", "AUROC, near", "ECE, near"]
+    cells = [
+        [name, *("-" if value is None else f"{value:.3f}" for value in row.values())] for name, row in table.items()
+    ]
+    print(f"\n{markdown_table(header, cells)}")
     if output is not None:
-        Path(output).write_text(json.dumps({"table": table, "scans": scans}, indent=4) + "\n")
+        write_json(Path(output), {"table": table, "scans": scans})
 
 
-def measure(answer: Mapping[Hashable, Any], truth: torch.Tensor) -> dict[str, dict[str, float]]:
-    """The figures of one scan, by map.
+def measure(prediction: Mapping[Hashable, Any], truth: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return the figures of one scan, by uncertainty map.
 
     Args:
-        answer: what ``FuseTasksd`` with ``maps`` gives, under the key ``pred``.
-        truth: class indices, ``*spatial``.
+        prediction: the maps that ``FuseTasksd`` gives with ``maps``, for the key ``pred``.
+        truth: the label, ``*spatial`` class indices.
     """
-    fused, p, p_r = (answer[key] for key in ("pred", "pred_segmentation", "pred_regression"))
+    fused, p, p_r = (prediction[key] for key in ("pred", "pred_segmentation", "pred_regression"))
     classes = fused.argmax(dim=0)
     wrong = (classes != truth).numpy()
     near = binary_dilation(((classes > 0) | (truth > 0)).numpy(), iterations=MARGIN)
     foreground = max(int((classes > 0).sum()), 1)
     pairs = [(classes == index, truth == index) for index in range(1, len(fused))]
-    dice = [2 * int((a & t).sum()) / int(a.sum() + t.sum()) for a, t in pairs if a.any() or t.any()]
+    dice = [2 * int((ours & true).sum()) / int(ours.sum() + true.sum()) for ours, true in pairs if (ours | true).any()]
     maps = {
         "fused entropy": (normalised_entropy(fused[None])[0, 0], fused),
-        "disagreement": (answer["pred_uncertainty"][0], None),
+        "disagreement": (prediction["pred_uncertainty"][0], None),
         "entropy of the segmentation": (normalised_entropy(p[None])[0, 0], p),
         "entropy of the regression": (normalised_entropy(p_r[None])[0, 0], p_r),
     }
@@ -101,19 +107,27 @@ def measure(answer: Mapping[Hashable, Any], truth: torch.Tensor) -> dict[str, di
     for name, (uncertainty, probabilities) in maps.items():
         values = uncertainty.numpy()
         figures[name] = {
-            "dice": float(np.mean(dice)) if dice else 1.0,  # nothing there, and nothing found
+            "dice": float(np.mean(dice)) if dice else 1.0,  # nothing to find, and nothing found
             "score": float(values.sum()) / foreground,
             "auroc": auroc(values, wrong),
             "auroc_near": auroc(values[near], wrong[near]),
         }
         if probabilities is not None:
-            sure, answers = probabilities.max(dim=0)
-            figures[name]["ece"] = calibration_error(sure.numpy()[near], (answers == truth).numpy()[near])
+            confidence, predicted = probabilities.max(dim=0)
+            figures[name]["ece"] = calibration_error(confidence.numpy()[near], (predicted == truth).numpy()[near])
     return figures
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive has a higher value than a negative; ties count half. NaN where there is one kind."""
+    """Return the probability that a positive has a higher value than a negative; ties count half.
+
+    Args:
+        values: the values.
+        positive: which of them are positives, boolean, in the same shape.
+
+    Returns:
+        The probability; NaN where there are no positives or no negatives.
+    """
     positives = int(positive.sum())
     negatives = positive.size - positives
     if positives == 0 or negatives == 0:
@@ -123,7 +137,15 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy in bins of equal width (Guo et al. 2017); NaN of no voxels."""
+    """Return the mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017).
+
+    Args:
+        confidence: probability of the predicted class, one value per voxel.
+        right: whether the predicted class is the true one, in the same shape.
+
+    Returns:
+        The error, weighted by the voxels of each bin; NaN without voxels.
+    """
     if confidence.size == 0:
         return float("nan")
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -133,7 +155,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def summarise(scans: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float | None]]:
-    """Correlation over the scans, and means of the other figures over those scans where they are defined."""
+    """Return the correlation over the scans, and the means of the other figures over the scans that define them."""
     table: dict[str, dict[str, float | None]] = {}
     for name in MAPS:
         rows = [scan[name] for scan in scans]

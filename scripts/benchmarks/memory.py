@@ -1,9 +1,9 @@
-"""Measure the memory and the time in which the bundle segments one large scan.
+"""Measure the memory and the time that the bundle needs to segment one large scan.
 
-    python scripts/benchmark_memory.py --shape "[512,512,600]" --overlap 0.0
+    python scripts/benchmarks/memory.py --shape "[512,512,600]" --overlap 0.0
 
-makes a synthetic scan (a body with noise in air, seed 0), segments it in a process of its own by the bundle's inference
-config and weights, and prints a Markdown table: the peak of the process's resident memory, everything included.
+makes a synthetic scan (a body with noise, in air), segments it with the bundle's inference config and weights in a
+process of its own, and prints a Markdown table with the peak of that process's resident memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import fire
 import nibabel as nib
 import numpy as np
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts import each other from the repository's root
+from scripts.benchmarks.common import BUNDLE, last_line, markdown_table
 
 
 def benchmark(
@@ -31,11 +32,11 @@ def benchmark(
 
     Args:
         shape: voxels of the scan along its three axes.
-        spacing: millimetres of a voxel.
-        overlap: of neighbouring windows, at least.
+        spacing: size of a voxel along the three axes, in millimetres.
+        overlap: least overlap of neighbouring windows, as a fraction of a window.
 
     Raises:
-        SystemExit: when inference fails, with the last line of its output.
+        SystemExit: when inference fails; the message quotes the last line of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "scan.nii.gz"
@@ -50,18 +51,17 @@ def benchmark(
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         if done.returncode != 0:
-            raise SystemExit(f"inference failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            raise SystemExit(f"inference failed: {last_line(done.stderr or done.stdout)}")
         if peak <= before:
-            raise SystemExit("an earlier process of this one was larger: expected to be started on its own.")
+            raise SystemExit("an earlier subprocess needed more memory: expected this script in a process of its own.")
         segmented = nib.nifti1.load(Path(folder) / "scan_seg.nii.gz").shape
-    print("| voxels | spacing (mm) | overlap | peak memory (GB) | time (min) |")
-    print("| --- | --- | --- | --- | --- |")
     size, voxel = (" x ".join(map(str, values)) for values in (segmented, spacing))
-    print(f"| {size} | {voxel} | {overlap} | {peak * 1024 / 1e9:.1f} | {seconds / 60:.1f} |")
+    header = ["voxels", "spacing (mm)", "overlap", "peak memory (GB)", "time (min)"]
+    print(markdown_table(header, [[size, voxel, str(overlap), f"{peak * 1024 / 1e9:.1f}", f"{seconds / 60:.1f}"]]))
 
 
 def synthetic_scan(shape: Sequence[int]) -> np.ndarray:
-    """A scan like a CT's, int16: a body of elliptic section with noise in it, and air of one value around."""
+    """Return a scan like a CT, int16: an elliptic body with noise, surrounded by air of one value."""
     random = np.random.default_rng(0)
     x, y = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape[:2]], indexing="ij")
     body = (x / 0.8) ** 2 + (y / 0.6) ** 2 < 1
