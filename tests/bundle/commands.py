@@ -70,6 +70,7 @@ def _be_python(words: list[str], cwd: str, stdout: str, stderr: str) -> None:
     for path, stream in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.chdir(cwd)
+    multiprocessing.set_start_method("fork", force=True)  # Python's default on Linux, for the loaders' workers
     is_module = words[0] == "-m"
     first = cwd if is_module else str(Path(words[0]).resolve().parent)
     # Not what pytest adds to the path, but the installed package last, as pip does.

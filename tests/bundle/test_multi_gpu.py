@@ -67,7 +67,7 @@ def test_one_process_writes_and_logs(run_dir: Path, log: str) -> None:
 def test_gathered_validation_is_that_of_one_process(
     tmp_path: Path, run_dir: Path, log: str, data: Path, run_bundle: Run
 ) -> None:
-    options = {key: SHORT[key] for key in ("network_def#features", "patch_size", "device")}
+    options = {key: SHORT[key] for key in ("features", "patch_size", "device")}
     done = run_bundle(
         "evaluating",
         [*TRAIN, "configs/evaluate.json"],
