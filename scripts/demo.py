@@ -18,6 +18,8 @@ import fire
 import nibabel as nib
 import numpy as np
 
+from dbisl.utils import case_name
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ["configs/train.json", "configs/datasets/demo.yaml"]
 
@@ -108,7 +110,7 @@ def _unseen_dice(segmentations: Path, labels: Path) -> float:
     scores = []
     for path in sorted(labels.glob("*.nii.gz")):
         truth = np.asarray(nib.nifti1.load(path).dataobj)
-        predicted = np.asarray(nib.nifti1.load(segmentations / path.name.replace(".nii.gz", "_seg.nii.gz")).dataobj)
+        predicted = np.asarray(nib.nifti1.load(segmentations / f"{case_name(path)}_seg.nii.gz").dataobj)
         for index in range(1, int(truth.max()) + 1):
             overlap = np.count_nonzero((truth == index) & (predicted == index))
             scores.append(2 * overlap / (np.count_nonzero(truth == index) + np.count_nonzero(predicted == index)))

@@ -23,8 +23,9 @@ RECIPE = "_recipe_"
 
 HEAD = """# Keys of the configs
 
-Every key can be set on the command line (`--epochs 30`) or in an override file. A key that does not exist is an error
-that names the nearest one. A default that begins with `$` is an expression, in which `@key` is another key's value.
+Set a key on the command line (`--epochs 30`) or in an override file. A key that does not exist is an error that names
+the nearest one. On the command line, write `True`, `False` and `None` for `true`, `false` and `null`, and put a list in
+quotes (`--spacing "[1,1,2]"`). A default that begins with `$` is an expression, in which `@key` is another key's value.
 
 This page is made by `python scripts/document_keys.py`.
 """
@@ -65,7 +66,10 @@ def table() -> str:
             parts.append("| key | default | unit | meaning |\n| --- | --- | --- | --- |")
             for key, default in group.items():
                 value = json.dumps(default, ensure_ascii=False).replace("|", "\\|")
-                parts.append(f"| `{key}` | `{value}` | {known[key].unit} | {known[key].meaning} |")
+                meaning = known[key].meaning
+                if known[key].follows_from:
+                    meaning += f" It follows from {known[key].follows_from} and cannot be set."
+                parts.append(f"| `{key}` | `{value}` | {known[key].unit} | {meaning} |")
             parts.append("")
     return "\n".join(parts)
 

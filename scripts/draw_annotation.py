@@ -22,7 +22,7 @@ from nibabel.spatialimages import SpatialImage
 
 from dbisl.data import IGNORE_LABEL, find_cases, mark_unannotated_slices
 from dbisl.engines import ScanScores
-from dbisl.utils import atomic_path
+from dbisl.utils import atomic_path, case_name
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 COLOURS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive", "tab:purple")
@@ -80,7 +80,7 @@ def _segment(image: str) -> dict[str, np.ndarray]:
         workflow.initialize()
         workflow.run()
         written = Path(folder).glob("*.nii.gz")
-        return {path.name.removesuffix(".nii.gz").split("_")[-1]: _voxels(path) for path in written}
+        return {case_name(path).split("_")[-1]: _voxels(path) for path in written}
 
 
 def _voxels(path: str | Path) -> np.ndarray:

@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.data import IGNORE_LABEL, find_cases
-from dbisl.utils import atomic_path, case_name
+from dbisl.data import IGNORE_LABEL, find_cases, write_label
+from dbisl.utils import case_name
 
 
 def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> None:
@@ -51,11 +51,7 @@ def make_partial_labels(dataset_dir: str, output_dir: str, every: int = 5) -> No
         annotated = np.arange(classes.shape[2]) % every == every // 2
         classes[:, :, ~annotated] = IGNORE_LABEL
         shares.append(annotated.mean())
-        header = label.header.copy()
-        header.set_data_dtype(np.uint8)
-        path = output / "labels" / Path(case["label"]).name
-        with atomic_path(path) as temporary:
-            nib.save(nib.Nifti1Image(classes, label.affine, header), temporary)
+        write_label(output / "labels" / Path(case["label"]).name, classes, like=label)
     print(f"{len(shares)} labels, {100 * np.mean(shares):.0f}% of their slices annotated")
 
 

@@ -13,29 +13,34 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bundle" / "dbisl"
 FLOORS = [
-    {"utils"},
-    {"bridge", "optimizers"},
-    {"losses", "data", "networks", "inferers", "metrics"},
+    {"bridge", "utils"},
+    {"losses", "data", "networks", "inferers", "metrics", "optimizers"},
     {"handlers", "transforms"},
     {"engines"},
 ]
 """Rooms of the package from the lowest floor up. A room uses lower floors, and its neighbours without a circle."""
-LONGEST = 400
-"""Lines of the longest module."""
+LONGEST = 350
+"""Lines of the longest module, but for the bridge: its formulas stay in one file."""
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "bundle").with_suffix("").parts)
+    return ".".join(path.relative_to(ROOT / "bundle").with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    """The modules of the package that a file imports, in whatever form."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "dbisl":
+            names |= {f"dbisl.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
     return {name for name in names if name.startswith("dbisl.")}
 
 
-MODULES = {module_name(path): imports(path) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+MODULES = {module_name(path): imports(path) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
 
 
 def floor(module: str) -> int:
@@ -48,12 +53,18 @@ def test_imports_lead_down(module: str) -> None:
     assert [other for other in MODULES[module] if floor(other) > floor(module)] == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert list(TopologicalSorter(MODULES).static_order())  # raises CycleError
+def test_no_modules_and_no_rooms_import_each_other_in_a_circle() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, others in MODULES.items():
+        room = module.split(".")[1]
+        rooms.setdefault(room, set()).update({other.split(".")[1] for other in others} - {room})
+    for graph in (MODULES, rooms):
+        assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_modules_are_short() -> None:
-    lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "bridge.py"]
+    lines = {path.name: len(path.read_text().splitlines()) for path in paths}
     assert {name: count for name, count in lines.items() if count > LONGEST} == {}
 
 

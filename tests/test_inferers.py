@@ -161,6 +161,15 @@ def test_an_image_does_not_change_the_inferer() -> None:
     assert (inferer.overlap, inferer.roi_size) == (0.5, (16, 16, 16))
 
 
+def test_an_exported_network_with_both_outputs_keeps_them() -> None:
+    torch.manual_seed(0)
+    network = DualTaskVNet(out_channels=3, features=4, levels=3).eval()
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        scripted = make_inferer(fused=True)(image, torch.jit.script(network))
+        torch.testing.assert_close(scripted, make_inferer()(image, network))
+
+
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ValueError, match="overlap must be >= 0 and < 1"):
         EvenWindowInferer(roi_size=16, overlap=1.0)(torch.zeros(1, 1, 20, 20), lambda windows: windows)

@@ -282,7 +282,7 @@ class SegmentationToSDM(nn.Module):
             return self._signed_distance(probabilities)
 
     def from_log(self, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """Do as :meth:`forward` from a log-softmax, at less cost: sharpening is then a product."""
+        """Like :meth:`forward`, but faster, from a log-softmax: sharpening is then a product."""
         self._require_classes(log_probabilities)
         with torch.autocast(log_probabilities.device.type, enabled=False):
             log_probabilities = _at_least_float32(log_probabilities)

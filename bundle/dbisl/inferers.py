@@ -82,7 +82,7 @@ class EvenWindowInferer(SlidingWindowInferer):
 
 
 class _OncePerConstant:
-    """Network that is called once about windows with one value in each channel; the output is remembered."""
+    """Network that is called once for windows with one value in each channel; the output is remembered."""
 
     def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.network = network
@@ -123,7 +123,7 @@ class DualTaskInferer(EvenWindowInferer):
 
     def stack(self, output: torch.Tensor | DualTaskOutput) -> torch.Tensor:
         """Return the channels for a batch of windows."""
-        if self.fused:
+        if self.fused and isinstance(output, torch.Tensor):
             return super().stack(output)
         logits, sdm = DualTaskOutput.of(output)
         p = torch.softmax(logits.float(), dim=1)

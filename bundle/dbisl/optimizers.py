@@ -8,14 +8,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine_schedule(
-    optimizer: Optimizer, warmup_steps: int, t_total: int, end_factor: float = 0.002
-) -> LambdaLR:
+def warmup_cosine_schedule(optimizer: Optimizer, warmup_steps: int, t_total: int, end_factor: float) -> LambdaLR:
     """Return a schedule that rises linearly and then follows a cosine over the whole training.
 
     The factor of step ``t`` is the smaller of ``(t + 1) / warmup_steps`` and the cosine
-    ``max(end_factor, (1 + cos(pi * min(1, t / t_total))) / 2)``. MONAI's ``WarmupCosineSchedule`` is
-    another curve: its warm-up begins at 0, and its cosine only after the warm-up.
+    ``max(end_factor, (1 + cos(pi * min(1, t / t_total))) / 2)``. MONAI's ``WarmupCosineSchedule`` is another curve: its
+    cosine begins only after the warm-up.
 
     Args:
         optimizer: the optimizer, whose present learning rate is the highest.

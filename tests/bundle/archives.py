@@ -61,7 +61,7 @@ class Inference:
             "dataset_dir": dataset_dir,
             "output_dir": str(self.output_dir),
             "ckpt_path": str(self.weights),
-            "network_def#features": 4,
+            "features": 4,
             "patch_size": [16, 16, 16],
             "device": "cpu",
             "amp": False,

@@ -41,7 +41,7 @@ def test_evaluation_writes_a_row_for_each_case_class_and_task(
         dataset_dir=demo_data,
         ckpt_dir=trained / "models",
         output_dir=tmp_path,
-        **{"network_def#features": 4},
+        **{"features": 4},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "cases.csv").open() as file:
@@ -73,7 +73,7 @@ def test_inference_writes_integers_on_each_scans_own_grid(tmp_path: Path, traine
         dataset_dir=scans,
         output_dir=tmp_path / "out",
         ckpt_path=trained / "models" / "model.pt",
-        **{"network_def#features": 4},
+        **{"features": 4},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for name, (shape, affine) in grids.items():

@@ -49,7 +49,7 @@ def clients(root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> list[
             local_epochs=1,
             send_weight_diff=False,
             train_kwargs={**places, **short},
-            eval_kwargs={**places, "network_def#features": 4, "amp": False},
+            eval_kwargs={**places, "features": 4, "amp": False},
         )
         extra = {ExtraItems.CLIENT_NAME: f"client_{index}", ExtraItems.APP_ROOT: str(bundle.parent)}
         client.initialize(extra)

@@ -17,7 +17,13 @@ from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 METHODS = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "methods"
 BOTH_TASKS = {"segmentation", "regression"}
 WEIGHTS = json.loads((METHODS.parent / "train.json").read_text())["loss_weights"]
-OF_DBISL = {name for name, weight in WEIGHTS.items() if weight > 0}
+OF_DBISL = {
+    *LABELED_TERMS,
+    *CONSISTENCY_TERMS,
+    "pseudo_segmentation",
+    "pseudo_segmentation_across",
+    "pseudo_regression",
+}
 """The terms that DBiSL computes."""
 
 
@@ -27,7 +33,7 @@ class Method:
 
     Attributes:
         terms: the terms that are computed.
-        asks_teacher: whether a teacher makes pseudo-labels.
+        uses_teacher: whether a teacher makes pseudo-labels.
         evaluates_teacher: whether the teacher is the network that is evaluated and published.
         pastes: whether labeled boxes are pasted into unlabeled patches.
         pseudo_label, harden, gamma: what the pseudo-labels are made of, and how much uncertainty counts.
@@ -35,7 +41,7 @@ class Method:
     """
 
     terms: set[str] = field(default_factory=OF_DBISL.copy)
-    asks_teacher: bool = True
+    uses_teacher: bool = True
     evaluates_teacher: bool = True
     pastes: bool = True
     pseudo_label: str = "fused"
@@ -48,18 +54,18 @@ EXPECTED = {
     "dbisl": Method(),
     "supervised": Method(
         terms={"segmentation"},
-        asks_teacher=False,
+        uses_teacher=False,
         evaluates_teacher=False,
         pastes=False,
         prediction="segmentation",
     ),
-    "supervised_averaged": Method(terms={"segmentation"}, asks_teacher=False, pastes=False, prediction="segmentation"),
+    "supervised_averaged": Method(terms={"segmentation"}, uses_teacher=False, pastes=False, prediction="segmentation"),
     "dual_task": Method(
-        terms=BOTH_TASKS, asks_teacher=False, evaluates_teacher=False, pastes=False, prediction="segmentation"
+        terms=BOTH_TASKS, uses_teacher=False, evaluates_teacher=False, pastes=False, prediction="segmentation"
     ),
     "dtc": Method(
         terms={*BOTH_TASKS, "consistency_segmentation"},
-        asks_teacher=False,
+        uses_teacher=False,
         evaluates_teacher=False,
         pastes=False,
         prediction="segmentation",
@@ -69,7 +75,7 @@ EXPECTED = {
     ),
     "cross_pseudo": Method(
         terms={*BOTH_TASKS, "segmentation_across", "pseudo_segmentation", "pseudo_segmentation_across"},
-        asks_teacher=False,
+        uses_teacher=False,
         evaluates_teacher=False,
         pastes=False,
         pseudo_label="cross",
@@ -77,13 +83,17 @@ EXPECTED = {
     ),
     "ablation_no_cross_supervision": Method(terms=OF_DBISL - {"segmentation_across", "regression_across"}),
     "ablation_no_consistency": Method(terms=OF_DBISL - set(CONSISTENCY_TERMS)),
-    "ablation_no_pseudo_labels": Method(terms={*LABELED_TERMS, *CONSISTENCY_TERMS}, asks_teacher=False, pastes=False),
+    "ablation_no_pseudo_labels": Method(terms={*LABELED_TERMS, *CONSISTENCY_TERMS}, uses_teacher=False, pastes=False),
     "ablation_no_uncertainty": Method(gamma=0.0),
     "ablation_one_way": Method(terms=OF_DBISL - {"regression_across", "consistency_regression"}),
-    "ablation_no_teacher": Method(asks_teacher=False, evaluates_teacher=False, pastes=False),
+    "ablation_no_teacher": Method(uses_teacher=False, evaluates_teacher=False, pastes=False),
     "ablation_no_copy_paste": Method(pastes=False),
     "ablation_no_weak_view": Method(),
 }
+
+
+def test_weights_of_the_default_are_those_of_dbisl() -> None:
+    assert {name for name, weight in WEIGHTS.items() if weight > 0} == OF_DBISL
 
 
 def test_every_method_is_expected() -> None:
@@ -104,7 +114,7 @@ def prepare(root: Path, demo_data: Path, tmp_path: Path, *files: Path, **options
             "min_dice": 0,
             "ramp_up": 0,
         },
-        # Without validation: it would ask the teacher too, as the network that is served.
+        # Without validation: the teacher would predict then too, as the network that is evaluated.
         **{"validate#dataset#data": [], "num_workers": 0, "patch_size": [16, 16, 16], "amp": False, **options},
     )
 
@@ -118,15 +128,15 @@ def test_method_trains(root: Path, demo_data: Path, tmp_path: Path, method: str)
     trainer, network = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("network")
     loss = parser.get_parsed_content("loss")
     assert (loss.pseudo_label, loss.harden, loss.gamma) == (expected.pseudo_label, expected.harden, expected.gamma)
-    asked = []
-    trainer.teacher.register_forward_hook(lambda *_: asked.append(True)) if trainer.teacher is not None else None
+    predicted = []
+    trainer.teacher.register_forward_hook(lambda *_: predicted.append(True)) if trainer.teacher is not None else None
     workflow.run()
 
     terms = set(trainer.state.output["terms"]) & set(TERMS)
     assert terms == expected.terms
-    assert bool(asked) == expected.asks_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
+    assert bool(predicted) == expected.uses_teacher == bool(terms & set(PSEUDO_TERMS) and trainer.teacher is not None)
     assert (parser.get_parsed_content("eval_network") is not network) == expected.evaluates_teacher
-    assert (expected.asks_teacher and trainer.copy_paste.prob > 0) == expected.pastes
+    assert (expected.uses_teacher and trainer.copy_paste.prob > 0) == expected.pastes
     assert isinstance(network, DualTaskVNet)
     assert parser.get_parsed_content("prediction") == expected.prediction
     assert network.dual_task != (terms <= {"segmentation", "pseudo_segmentation"})

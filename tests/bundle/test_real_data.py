@@ -28,7 +28,7 @@ def test_left_atrium_from_training_to_segmentation(tmp_path: Path, shared_data: 
     (tmp_path / "unseen" / f"{one}.nii.gz").symlink_to(shared_data / "la" / "images" / f"{one}.nii.gz")
 
     places = {"dataset_dir": scans, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "output"}
-    features = {"network_def#features": 4}
+    features = {"features": 4}
     done = run_bundle("training", ["configs/train.json", ATRIUM], **places, **TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "training on 8 labeled and 2 unlabeled scans" in done.stdout

@@ -183,6 +183,12 @@ def test_copy_paste_without_a_teacher_is_refused() -> None:
         make_trainer(make_network(), copy_paste=CopyPaste(0.5))
 
 
+def test_a_network_with_fused_output_is_refused() -> None:
+    network = DualTaskVNet(features=4, levels=2, fused_output=True)
+    with pytest.raises(ValueError, match="training needs the output of each task"):
+        make_trainer(network)
+
+
 def test_gradient_accumulation_is_refused() -> None:
     with pytest.raises(ValueError, match="accumulation_steps is not supported"):
         make_trainer(make_network(), accumulation_steps=2)

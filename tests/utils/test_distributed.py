@@ -182,7 +182,7 @@ def start_of_rank(rank: int, configs: str, data: str) -> tuple[np.ndarray, np.nd
     options = {"dataset_dir": data, "device": "cpu", "num_workers": 0, "features": 4}
     options |= {"warm_up": 0, "min_dice": 0}  # unlabeled patches from the first batch on
     parser = ConfigWorkflow(files, logging_file=False, **options).parser
-    parser.get_parsed_content("initialize#2")  # the process has joined the group already
+    parser.get_parsed_content("set_seed")  # the process has joined the group already
     network = parser.get_parsed_content("train#trainer#network")
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     batch = next(iter(parser.get_parsed_content("train#streams")))

@@ -201,6 +201,15 @@ def test_relative_references_are_read(command: Command) -> None:
     command.assert_accepted(files=[command.write("method.json", {"scale": {"a": {"b": "@###rate"}}, "rate": 2})])
 
 
+@pytest.mark.parametrize("place", ["command line", "file"])
+def test_a_key_that_follows_from_others_is_refused(command: Command, place: str) -> None:
+    if place == "file":
+        message = command.refusal(files=[command.write("other.yaml", {"iterations": 10})])
+    else:
+        message = command.refusal("--iterations", "10")
+    assert "iterations follows from epochs and iterations_per_epoch: expected these instead." in message
+
+
 def test_an_unquoted_list_is_refused(command: Command) -> None:
     lines = command.refusal("--scale", "[96,", "96,", "64]").splitlines()
     assert lines[0].startswith("init_id is (96,), which is no key of the config")

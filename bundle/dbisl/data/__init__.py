@@ -6,7 +6,7 @@ from dbisl.data.checks import check_cases
 from dbisl.data.copy_paste import CopyPaste
 from dbisl.data.dicom import DicomSeriesReader, is_dicom_series
 from dbisl.data.nifti import is_nifti, read_nifti
-from dbisl.data.partial_labels import IGNORE_LABEL, mark_file, mark_unannotated_slices, unlabeled_scans
+from dbisl.data.partial_labels import IGNORE_LABEL, mark_file, mark_unannotated_slices, unlabeled_scans, write_label
 from dbisl.data.scans import check_image, find_images
 from dbisl.data.streams import EndlessSampler, TwoStreamLoader
 
@@ -29,4 +29,5 @@ __all__ = [
     "mark_unannotated_slices",
     "read_nifti",
     "unlabeled_scans",
+    "write_label",
 ]

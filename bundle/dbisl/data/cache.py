@@ -14,6 +14,7 @@ def cached_dataset(
     transform: Sequence[Callable] | Callable,
     cache_rate: float = 1.0,
     cache_dir: str | os.PathLike[str] | None = None,
+    num_workers: int = 2,
 ) -> Dataset:
     """Return a dataset that prepares each scan once, and keeps it in memory or on disk.
 
@@ -33,9 +34,10 @@ def cached_dataset(
         cache_rate: part of the cases that is kept in memory, from 0 to 1. The others are prepared at each reading. On
             disk every case is kept.
         cache_dir: the folder of the cache on disk, which is created if missing; None keeps the scans in memory.
+        num_workers: threads that prepare the scans in memory.
     """
     if cache_dir is None:
-        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=2, progress=False)
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
     return PersistentDataset(
         data, transform, cache_dir=os.fspath(cache_dir), hash_func=hash_case, hash_transform=pickle_hashing
     )

@@ -10,7 +10,7 @@ from monai.networks.utils import one_hot
 from dbisl.bridge import DualTaskOutput
 
 CERTAINTY = 12.0
-"""Logit of the true class where a label is pasted: a probability of wrong of one in 160 000."""
+"""Logit of the true class where a label is pasted: another class gets a probability of about one in 160 000."""
 
 
 class CopyPaste:
@@ -44,6 +44,8 @@ class CopyPaste:
         valid_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, DualTaskOutput]:
         """Paste into the unlabeled part of a batch.
+
+        The places come from the CPU's random generator, so that drawing them never waits for a GPU.
 
         Args:
             images: the labeled patches, then the unlabeled ones, ``(B_l + B_u) x C x *spatial``.
@@ -81,7 +83,7 @@ class CopyPaste:
         return images, DualTaskOutput(logits, r)
 
     def _random_box(self, size: torch.Size) -> torch.Tensor:
-        """Mask of the pasted voxels, ``*spatial``."""
+        """Return the mask of the pasted voxels, a box at a random place, ``*spatial``."""
         box = []
         for voxels in size:
             edge = math.ceil(voxels * float(torch.empty(()).uniform_(self.low, self.high)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
 from dbisl.data.nifti import READERS, read_nifti
 from dbisl.utils.errors import InputError
@@ -68,10 +69,21 @@ def mark_file(path: str | os.PathLike[str]) -> None:
         marked = mark_unannotated_slices(np.asanyarray(image.dataobj))  # type: ignore[attr-defined]
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)  # type: ignore[attr-defined]
+    write_label(path, marked, cast(SpatialImage, image))
+
+
+def write_label(path: str | os.PathLike[str], label: np.ndarray, like: SpatialImage) -> None:
+    """Write class indices as a NIfTI file of unsigned bytes.
+
+    Args:
+        path: where to write it.
+        label: class indices from 0 to 255, on the grid of ``like``.
+        like: image whose affine and header the file gets.
+    """
+    header = like.header.copy()
+    header.set_data_dtype(np.uint8)
     with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(marked, image.affine, header), temporary)  # type: ignore[attr-defined]
+        nib.save(nib.Nifti1Image(label, like.affine, header), temporary)
 
 
 def unlabeled_scans(

@@ -31,7 +31,8 @@ class _Batch:
         label: class indices, ``B_l x 1 x *spatial``; background where nothing was annotated.
         sdm: exact SDM of the labels, ``B_l x K x *spatial``; None where the loader has none.
         valid_mask: which voxels were annotated, ``B_l x 1 x *spatial``; None where all were.
-        teacher_images: the teacher's view of the unlabeled patches, ``B_u x C x *spatial``; None where it is not asked.
+        teacher_images: the teacher's view of the unlabeled patches, ``B_u x C x *spatial``; None while no pseudo-labels
+            are needed.
     """
 
     images: torch.Tensor
@@ -49,7 +50,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     ``engine.state.output`` holds the ``image`` and ``label`` of the labeled part and their ``valid_mask`` (or None),
     ``pred``, the logits of the labeled part, ``pred_unlabeled``, the logits of the unlabeled part (the teacher's while
-    it is asked; without unlabeled scans there are no items), the ``loss``, ``terms``: the loss and each of its terms,
+    it predicts; without unlabeled scans there are no items), the ``loss``, ``terms``: the loss and each of its terms,
     and ``gradient_norm`` where gradients are clipped. They are not decollated. Handlers such as
     :class:`dbisl.handlers.Monitor` add to ``terms`` when the loss is completed.
 
@@ -58,14 +59,14 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             network's own predictions are used.
         teacher_view: key of the teacher's view in the unlabeled stream: ``weak_image``, without intensity changes, or
             ``image``.
-        copy_paste: pastes labeled patches into the unlabeled ones while the teacher is asked; None: never.
+        copy_paste: pastes labeled patches into the unlabeled ones whenever the teacher predicts; None: never.
         gradient_clip: largest norm of the gradient; None: no limit.
         amp: whether the networks run under autocast, also on the CPU (``amp_kwargs``: its dtype, bfloat16 by default).
         kwargs: the other arguments of MONAI's ``SupervisedTrainer``; ``loss_function`` is a
             :class:`dbisl.losses.DBiSLLoss`.
 
     Raises:
-        ValueError: for ``accumulation_steps``, and for copy-paste without a teacher.
+        ValueError: for ``accumulation_steps``, for copy-paste without a teacher, and for a network with fused output.
     """
 
     loss_function: DBiSLLoss
@@ -85,6 +86,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             raise ValueError("accumulation_steps is not supported: choose the batch sizes of the two streams instead.")
         if copy_paste is not None and copy_paste.prob > 0 and teacher is None:
             raise ValueError("copy-paste changes a teacher's output: expected a teacher, or a copy_paste of 0.")
+        if getattr(kwargs.get("network"), "fused_output", False):
+            raise ValueError("fused_output is for inference and export: training needs the output of each task.")
         amp_kwargs = {"dtype": torch.bfloat16, **(amp_kwargs or {})}
         super().__init__(amp=amp, amp_kwargs=amp_kwargs, decollate=False, **kwargs)
         self.teacher = teacher
@@ -100,7 +103,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = self._to_batch(batchdata)
-        images, pseudo_labels, teacher = self._ask_teacher(batch)
+        images, pseudo_labels, teacher = self._predict_teacher(batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -151,7 +154,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
         return plain.to(self.state.device, non_blocking=self.non_blocking)
 
-    def _ask_teacher(self, batch: _Batch) -> tuple[torch.Tensor, DualTaskOutput | None, DualTaskOutput | None]:
+    def _predict_teacher(self, batch: _Batch) -> tuple[torch.Tensor, DualTaskOutput | None, DualTaskOutput | None]:
         """The images with labeled boxes pasted in, what the pseudo-labels are made of, and the teacher's own output."""
         if self.teacher is None or batch.teacher_images is None:
             return batch.images, None, None

@@ -52,7 +52,7 @@ class FiniteCheck:
         state = engine.state
         terms = state.output["terms"]
         values = {"loss": state.output[Keys.LOSS], **{name: terms[name] for name in TERMS if name in terms}}
-        # A float16 gradient that overflows is the scaler's to skip; any other one would destroy the weights.
+        # The scaler skips a float16 gradient that overflows; any other infinite gradient would destroy the weights.
         if "gradient_norm" in state.output and not engine.scaler.is_enabled():
             values["the gradient"] = state.output["gradient_norm"]
         finite = torch.stack([value.isfinite() for value in values.values()]).to("cpu", non_blocking=True)

@@ -24,7 +24,7 @@ class Monitor:
     With both streams, ``engine.state.output["class_fractions"]`` has the fraction of each class, ``2 x K``: in the
     labels (over all voxels) and predicted on the unlabeled scans.
 
-    All values are tensors on the training device: nothing here waits for a GPU. The engine is a
+    All values but ``ramp``, a number, are tensors on the training device: nothing here waits for a GPU. The engine is a
     :class:`dbisl.engines.SemiSupervisedTrainer`.
     """
 

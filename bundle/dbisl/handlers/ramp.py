@@ -117,7 +117,7 @@ class RampUp:
     Args:
         loss: the loss whose ``ramp`` is set.
         ramp: gives the factor, and learns the Dice of the labeled patches after each iteration from the output's
-            ``terms``, where :class:`dbisl.handlers.Monitor` puts it.
+            ``terms``, where :class:`dbisl.handlers.Monitor` puts it. Without a Monitor there is no Dice to wait for.
     """
 
     def __init__(self, *, loss: DBiSLLoss, ramp: Ramp) -> None:

@@ -19,8 +19,11 @@ class DualTaskNetwork(nn.Module):
         dual_task: whether the network has the second task, the regression of the SDM.
         fused_output: False: the output is what the losses need. True: it is one tensor, the float32 probabilities fused
             over the tasks. The weights are the same.
-        sdm_slope: slope of ``T_r2s``, with which the SDM is fused; read only where ``fused_output`` is true.
+        sdm_slope: slope of ``T_r2s``, positive; used only where ``fused_output`` is true.
         divisor: number that divides every spatial size of the image.
+
+    Raises:
+        ValueError: when ``sdm_slope`` is not positive.
     """
 
     # Constants, so that TorchScript compiles only one branch of forward.

@@ -14,14 +14,23 @@ class DualTaskSegResNet(DualTaskNetwork):
     """MONAI's ``SegResNet`` (Myronenko 2018) with one encoder and a decoder for each task.
 
     Args:
-        dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.dual_task.DualTaskNetwork`.
+        dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.DualTaskNetwork`.
         options: arguments of MONAI's ``SegResNet``: ``spatial_dims``, ``in_channels``, ``out_channels`` (``K`` classes
             with the background), ``init_filters``, ``dropout_prob``, ``norm``, ``blocks_down``, ``blocks_up`` ...
+
+    Raises:
+        ValueError: when the blocks are not those of at least 2 levels.
     """
 
     def __init__(
         self, dual_task: bool = True, fused_output: bool = False, sdm_slope: float = 10.0, **options: Any
     ) -> None:
+        down, up = options.get("blocks_down", (1, 2, 2, 4)), options.get("blocks_up", (1, 1, 1))
+        if len(down) < 2 or len(up) != len(down) - 1:
+            raise ValueError(
+                f"expected blocks_down for at least 2 levels and one entry less in blocks_up, got {list(down)} and "
+                f"{list(up)} (levels must be 2 to 5)."
+            )
         encoder = _SegResNetEncoder(**options)
         divisor = 2 ** (len(encoder.blocks_down) - 1)
         super().__init__(dual_task=dual_task, fused_output=fused_output, sdm_slope=sdm_slope, divisor=divisor)

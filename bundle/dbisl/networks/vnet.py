@@ -35,7 +35,7 @@ class DualTaskVNet(DualTaskNetwork):
         dropout: probability that a channel is dropped at the end of the encoder and of each decoder.
         norm: normalisation layer, as MONAI names it (``"instance"``, ``"batch"``, ``("group", {"num_groups": 8})``).
             Instance normalisation needs a patch longer than ``divisor`` on some axis.
-        dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.dual_task.DualTaskNetwork`.
+        dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.DualTaskNetwork`.
 
     Raises:
         ValueError: when ``levels`` is not between 2 and 5.

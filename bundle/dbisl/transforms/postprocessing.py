@@ -17,7 +17,7 @@ from torch.nn import functional
 from dbisl.bridge import disagreement, fuse_tasks, normalised_entropy
 from dbisl.data.partial_labels import IGNORE_LABEL
 
-TASKS = ("fused", "segmentation", "regression")
+PREDICTIONS = ("fused", "segmentation", "regression")
 
 
 class FuseTasksd(MapTransform):
@@ -48,8 +48,8 @@ class FuseTasksd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if prediction not in TASKS:
-            raise ValueError(f"prediction must be one of {list(TASKS)}, got {prediction!r}.")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {list(PREDICTIONS)}, got {prediction!r}.")
         self.prediction = prediction
         self.num_classes = num_classes
         self.maps = maps

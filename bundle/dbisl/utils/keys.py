@@ -16,11 +16,13 @@ class Key:
         name: as it stands in the config and on the command line.
         meaning: one or two sentences.
         unit: unit of its value; empty where it has none.
+        follows_from: the keys that decide its value; empty for a key that a user sets.
     """
 
     name: str
     meaning: str
     unit: str = ""
+    follows_from: str = ""
 
 
 KEYS = (
@@ -54,8 +56,8 @@ KEYS = (
     # Task
     Key("class_names", "Names of the classes, background first. Their number is the number of classes."),
     Key("in_channels", "Channels of an image.", "channels"),
-    Key("out_channels", "Number of classes, background included; it follows from `class_names`.", "classes"),
-    Key("num_labeled", "Hides the labels of all but the first N labeled scans, for experiments; null: none.", "scans"),
+    Key("out_channels", "Number of classes, background included.", "classes", follows_from="class_names"),
+    Key("num_labeled", "Labeled scans that keep their label, from the first, for experiments; null: all.", "scans"),
     Key(
         "labels_required",
         "Whether a data set without any label is an error. `no_labels.json` sets it to false, for a client of a "
@@ -78,14 +80,13 @@ KEYS = (
     Key("dual_task", "Whether the network also regresses the signed distance map."),
     Key(
         "fused_output",
-        "Whether the network's output is the fused probabilities (inference, export) or what the losses need "
-        "(training).",
+        "Whether the network's output is the fused probabilities (inference, export) or the output of each task, which "
+        "the losses need: leave it false in training.",
     ),
-    Key("exported", "Whether the network is an exported one; `exported.json` sets it."),
     # Schedule
     Key("epochs", "Length of the training.", "epochs"),
     Key("iterations_per_epoch", "Length of an epoch.", "iterations"),
-    Key("iterations", "Length of the training; it follows from the two keys above.", "iterations"),
+    Key("iterations", "Length of the training.", "iterations", follows_from="epochs and iterations_per_epoch"),
     Key("labeled_batch_size", "Labeled patches in a batch.", "patches"),
     Key("unlabeled_batch_size", "Unlabeled patches in a batch.", "patches"),
     Key("learning_rate", "Highest learning rate; it rises for one epoch and then follows a cosine."),
@@ -102,19 +103,25 @@ KEYS = (
     Key(
         "uncertainty_gamma", "How fast a voxel's weight `exp(-gamma U)` falls with its uncertainty `U`; 0: all weigh 1."
     ),
-    Key("teacher_decay", "Decay of the moving average of the weights, in an iteration."),
+    Key("teacher_decay", "Decay of the moving average of the weights, per iteration."),
     Key("teacher_view", "View of the unlabeled scans that the teacher sees: `weak_image` or `image` (the student's)."),
     Key("copy_paste", "Probability that a box of a labeled patch is pasted into an unlabeled one."),
     Key("warm_up", "Least number of iterations before the unlabeled terms start.", "iterations"),
     Key("ramp_up", "Iterations in which the weight of the unlabeled terms rises to 1.", "iterations"),
     Key("min_dice", "Dice of the labeled patches that the start of the unlabeled terms waits for.", "Dice, 0 to 1"),
-    Key("max_warm_up", "Largest number of iterations to wait for it.", "iterations"),
+    Key("max_warm_up", "Largest number of iterations to wait for `min_dice`.", "iterations"),
     Key(
         "min_foreground",
-        "Fraction of the labels' foreground: below it on the unlabeled scans, the unlabeled terms pause for an epoch.",
+        "Foreground on the unlabeled scans over the labels' foreground: below this ratio, the unlabeled terms pause "
+        "for an epoch.",
         "ratio",
     ),
-    Key("max_foreground", "The same, above it.", "ratio"),
+    Key(
+        "max_foreground",
+        "Foreground on the unlabeled scans over the labels' foreground: above this ratio, the unlabeled terms pause "
+        "for an epoch.",
+        "ratio",
+    ),
     Key("prediction", "What is validated: `fused`, or one task, `segmentation` or `regression`."),
     # Cleaning
     Key("flips", "Axes along which windows are also mirrored; the prediction is the mean.", "axes"),
@@ -125,7 +132,7 @@ KEYS = (
     Key("device", "Where the network runs."),
     Key("amp", "Whether the network runs under bfloat16 autocast, also on a CPU."),
     Key("compile", "Whether the network is compiled by `torch.compile`."),
-    Key("memory_format", "Memory format of the network; channels last is fastest."),
+    Key("memory_format", "Memory format of the network; channels last is fastest on a CPU."),
     Key(
         "accumulate_on",
         "Device on which a scan's prediction is put together: `cpu` saves a GPU's memory; null: where the scan is.",

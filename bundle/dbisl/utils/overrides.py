@@ -30,6 +30,7 @@ from monai.utils.enums import BundlePropertyConfig
 from monai.utils.misc import ensure_tuple
 
 from dbisl.utils.errors import InputError
+from dbisl.utils.keys import KEYS
 
 LOOKED_UP = {"imports", "initialize", "run", "finalize", "training", "evaluating", "inference"}
 """Top-level keys that MONAI's tools look up by name, even if the config does not refer to them."""
@@ -63,6 +64,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     (the key's parent has a ``_target_``), or a tool of MONAI that looks it up by name. In an override file, a new key
     is also accepted if another config of the same folder has it, since one override file may serve several configs.
 
+    A key that follows from others (``iterations``) is refused too: it would change only a part of what it means.
+
     Does nothing unless the process was started as ``python -m monai.bundle run ...``.
 
     Args:
@@ -81,21 +84,30 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
 
     # Apply the overrides in MONAI's order: later ones may refer to keys that earlier ones added.
     parser = ConfigParser(config=ConfigParser.load_config_file(files[0]))
-    new_keys = []
+    new_keys, derived = [], []
     for file in files[1:]:
         for key, value in ConfigParser.load_config_file(file).items():
+            derived += _derived_key_message(key, file)
             new_keys += _apply_override(parser, key, value, file)
     for key, value in arguments.items():
         if key not in _run_parameters():
+            derived += _derived_key_message(key, None)
             new_keys += _apply_override(parser, key, value, None)
 
     read = _read_ids(parser) | _looked_up_ids(arguments)
     for_files = read | _property_ids(parser) | _neighbour_ids(files[0])
     unread = [key for key in new_keys if not key.addable or key.id not in (read if key.file is None else for_files)]
-    problems = [_unread_key_message(key, files[0], parser) for key in unread]
+    problems = derived + [_unread_key_message(key, files[0], parser) for key in unread]
     problems += _misplaced_value_messages(arguments, parser) + _constant_messages(arguments)
     if problems:
         raise InputError("\n".join(problems))
+
+
+def _derived_key_message(key: str, file: str | None) -> list[str]:
+    """Return the sentence for a key that follows from others; an empty list for any other key."""
+    follows_from = {entry.name: entry.follows_from for entry in KEYS}.get(key.removeprefix(MERGE_KEY), "")
+    shown = f"--{key}" if file is None else f"{file}: {key}"
+    return [f"{shown} follows from {follows_from}: expected these instead."] if follows_from else []
 
 
 def _run_arguments(command: Sequence[str]) -> dict[str, Any]:
