@@ -11,15 +11,19 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from dbisl.losses import CONSISTENCY_TERMS, LABELED_TERMS, PSEUDO_TERMS, TERMS
+from dbisl.losses import CONSISTENCY_TERMS, PSEUDO_TERMS, TERMS
 from dbisl.networks import DualTaskSegResNet, DualTaskVNet
 
 METHODS = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "methods"
 BOTH_TASKS = {"segmentation", "regression"}
 WEIGHTS = json.loads((METHODS.parent / "train.json").read_text())["loss_weights"]
 OF_DBISL = {
-    *LABELED_TERMS,
-    *CONSISTENCY_TERMS,
+    "segmentation",
+    "regression",
+    "segmentation_across",
+    "regression_across",
+    "consistency_segmentation",
+    "consistency_regression",
     "pseudo_segmentation",
     "pseudo_segmentation_across",
     "pseudo_regression",
@@ -83,7 +87,7 @@ EXPECTED = {
     ),
     "ablation_no_cross_supervision": Method(terms=OF_DBISL - {"segmentation_across", "regression_across"}),
     "ablation_no_consistency": Method(terms=OF_DBISL - set(CONSISTENCY_TERMS)),
-    "ablation_no_pseudo_labels": Method(terms={*LABELED_TERMS, *CONSISTENCY_TERMS}, uses_teacher=False, pastes=False),
+    "ablation_no_pseudo_labels": Method(terms=OF_DBISL - set(PSEUDO_TERMS), uses_teacher=False, pastes=False),
     "ablation_no_uncertainty": Method(gamma=0.0),
     "ablation_one_way": Method(terms=OF_DBISL - {"regression_across", "consistency_regression"}),
     "ablation_no_teacher": Method(uses_teacher=False, evaluates_teacher=False, pastes=False),
@@ -175,12 +179,23 @@ def test_teacher_learns_although_the_student_is_evaluated(root: Path, demo_data:
     assert all(torch.equal(checkpoint["teacher"][name], value) for name, value in teacher.state_dict().items())
 
 
+BACKBONES = {"segresnet": DualTaskSegResNet}
+"""Class of the network that each backbone's file makes."""
+
+
+def test_every_backbone_is_expected() -> None:
+    assert {path.stem for path in (METHODS.parent / "backbones").glob("*.yaml")} == set(BACKBONES)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", ["supervised", "mean_teacher", "dbisl"])
-def test_other_backbone_trains_by_the_same_files(root: Path, demo_data: Path, tmp_path: Path, method: str) -> None:
-    files = [METHODS.parent / "backbones" / "segresnet.yaml", METHODS / f"{method}.yaml"]
+def test_other_backbones_train_by_the_same_files(
+    root: Path, demo_data: Path, tmp_path: Path, backbone: str, method: str
+) -> None:
+    files = [METHODS.parent / "backbones" / f"{backbone}.yaml", METHODS / f"{method}.yaml"]
     workflow = prepare(root, demo_data, tmp_path, *files, features=8)
     workflow.initialize()
     network = workflow.parser.get_parsed_content("network")
-    assert isinstance(network, DualTaskSegResNet) and network.dual_task == (method == "dbisl")
+    assert isinstance(network, BACKBONES[backbone]) and network.dual_task == (method == "dbisl")
     workflow.run()
     assert set(workflow.parser.get_parsed_content("train#trainer").state.output["terms"]) >= EXPECTED[method].terms

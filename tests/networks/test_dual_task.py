@@ -16,7 +16,7 @@ BACKBONES: dict[str, tuple[type[Network], dict[str, Any]]] = {
     "vnet": (DualTaskVNet, {"features": 4, "levels": 3}),
     "segresnet": (DualTaskSegResNet, {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}),
 }
-"""Class and options of a small network of each kind, whose spatial sizes must be multiples of 4."""
+"""Class and options of a small network of each kind, with three levels: spatial sizes must be multiples of 4."""
 DROPOUT = {"vnet": {"dropout": 0.5}, "segresnet": {"dropout_prob": 0.5}}
 
 
@@ -33,7 +33,7 @@ def make_network(backbone: str, **options: Any) -> Network:
 
 @pytest.mark.parametrize("size", [(32, 16), (8, 16, 12)], ids=["2D", "3D"])
 def test_outputs_of_both_tasks_have_the_size_of_the_image(backbone: str, size: tuple[int, ...]) -> None:
-    shape = {"spatial_dims": len(size), "in_channels": 2, "out_channels": 4, **DROPOUT[backbone]}
+    shape = {"spatial_dims": len(size), "in_channels": 2, "out_channels": 4, **DROPOUT.get(backbone, {})}
     image = torch.randn(2, 2, *size)
     output = make_network(backbone, **shape)(image)
     assert isinstance(output, DualTaskOutput)

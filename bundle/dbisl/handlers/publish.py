@@ -27,7 +27,7 @@ from torch import nn
 
 from dbisl.handlers.checkpoints import BEST_MODEL, FINAL_MODEL
 from dbisl.utils.errors import InputError
-from dbisl.utils.files import atomic_path, first_line
+from dbisl.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class ModelVersions:
     def publish(self, weights: Path, score: float | None, trained_on: Iterable[str]) -> None:
         """Serve a file's weights from now on. The file is moved; what was served becomes a version.
 
+        Weights that are served already leave everything as it is.
+
         Args:
             weights: a file in the same folder.
             score: score on the validation scans; None where there are none.
@@ -69,6 +71,9 @@ class ModelVersions:
         """
         date = _iso_date(datetime.now(timezone.utc))
         record = {"date": date, "score": score, "trained_on": sorted(trained_on), "sha256": _sha256(weights)}
+        if self.served.is_file() and _sha256(self.served) == record["sha256"]:
+            weights.unlink()
+            return
         self._keep_served()
         os.replace(weights, self.served)
         weights.unlink(missing_ok=True)  # os.replace leaves two names of one file as they are
@@ -212,9 +217,9 @@ class PublishModel:
         weights = torch.load(path, map_location=device, weights_only=True)
         try:
             self.model.load_state_dict(weights)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError):
             self.model.load_state_dict(own)
-            logger.info("%s belongs to another network and will be replaced (%s)", path, first_line(error))
+            logger.info("%s belongs to another network and will be replaced", path)
             return -math.inf
         with torch.random.fork_rng(devices=[]):  # the training draws the same numbers with and without this
             self.evaluator.run(global_epoch=0)

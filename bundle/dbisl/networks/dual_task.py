@@ -13,7 +13,7 @@ class DualTaskNetwork(nn.Module):
 
     A backbone derives from this class and adds three modules: ``encoder``, which turns an image into feature maps, and
     ``segmentation`` and ``regression``, which each turn the feature maps into ``B x K x *spatial``; ``regression`` only
-    where ``dual_task`` is true.
+    where ``dual_task`` is true. TorchScript must be able to compile it.
 
     Args:
         dual_task: whether the network has the second task, the regression of the SDM.
