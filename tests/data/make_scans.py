@@ -100,7 +100,7 @@ class Study:
             "unlabeled": [{"image": str(self.image("u"))}],
             "validation": [self.pair("v")],
             "in_channels": 1,
-            "out_channels": 2,
+            "class_names": ["background", "body"],
             "patch_size": [8, 8, 8],
             "patch_divisor": 4,
             "spacing": [1.0, 1.0, 1.0],

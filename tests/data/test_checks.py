@@ -106,7 +106,7 @@ def test_label_values_that_are_not_classes_are_refused(study: Study, values: np.
     write_scan(study.label("v"), np.resize(values, SHAPE))
     message = study.refusal()
     assert f"{study.label('v')} has label values {listed}: expected whole numbers from 0 to 1" in message
-    assert "out_channels is 2" in message
+    assert "class_names has 2 names" in message
 
 
 def test_a_label_may_hold_255_beside_a_structure(study: Study) -> None:

@@ -26,7 +26,12 @@ def test_copy_keeps_every_fifth_slice_and_can_be_trained_on(tmp_path: Path) -> N
     old, new = (np.asarray(nib.load(cases.validation[0]["label"]).dataobj) for cases in (whole, partial))
     assert (old == new).all()
     lists = {"labeled": partial.labeled, "unlabeled": partial.unlabeled, "validation": partial.validation}
-    options = {"in_channels": 1, "out_channels": 3, "patch_size": [16, 16, 16], "patch_divisor": 8}
+    options = {
+        "in_channels": 1,
+        "class_names": ["background", "one", "two"],
+        "patch_size": [16, 16, 16],
+        "patch_divisor": 8,
+    }
     check_cases(**lists, **options, spacing=(1.0, 1.0, 1.0))
     with pytest.raises(FileExistsError):
         make_partial_labels(str(tmp_path / "data"), str(tmp_path / "partial"))

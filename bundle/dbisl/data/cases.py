@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dbisl.data.mistakes import check_label_names, no_images_hint
 from dbisl.data.nifti import is_nifti
 from dbisl.utils.errors import InputError
 from dbisl.utils.files import case_name
@@ -145,6 +146,10 @@ def _require_usable(
     for problem in overlap_problems([*labeled, *unlabeled], validation):
         raise InputError(f"{source}: {problem}")
     if not labeled and labels_required:
+        if validation and not unlabeled:
+            raise InputError(
+                f"{source}: all {len(validation)} cases are for validation: expected some labeled cases for training."
+            )
         raise InputError(
             f"{source}: found no label among {len(unlabeled)} training cases: expected at least one label file, with "
             "the file name of its image, in labels/ or labelsTr/."
@@ -193,7 +198,7 @@ def _read_folder(root: Path) -> _Source:
     images, labels = _files_by_case(root / "images"), _files_by_case(root / "labels")
     if not images:
         raise _no_images(root)
-    _warn_of_labels_without_image(images, labels)
+    check_label_names(images, labels)
     validation = _read_list(root / "val.list", images)
     training = _read_list(root / "train.list", images)
     if training is None:
@@ -210,7 +215,7 @@ def _read_decathlon(root: Path) -> _Source:
     images, labels = _files_by_case(root / "imagesTr"), _files_by_case(root / "labelsTr")
     if not images:
         raise _no_images(root)
-    _warn_of_labels_without_image(images, labels)
+    check_label_names(images, labels)
     path = root / "dataset.json"
     lists = _read_json(path) if path.is_file() else {}
     training, validation = (_listed_cases(root, lists, key, path) for key in ("training", "validation"))
@@ -260,7 +265,7 @@ def _no_images(root: Path) -> InputError:
     return InputError(
         f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected .nii.gz or .nii files "
         "in images/ and labels/, or in imagesTr/ and labelsTr/, or a MONAI Label datastore; for demo data, run "
-        "`python scripts/make_demo_data.py --output_dir DIR` in the repository."
+        "`python scripts/make_demo_data.py --output_dir DIR` in the repository." + no_images_hint(root)
     )
 
 
@@ -275,12 +280,6 @@ def _files_by_case(folder: Path) -> dict[str, Path]:
             raise InputError(f"{folder} has {files[name].name} and {path.name} for the case {name}: expected one file.")
         files[name] = path
     return files
-
-
-def _warn_of_labels_without_image(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
-    lost = sorted(set(labels) - set(images))
-    if lost:
-        logger.warning(f"{labels[lost[0]]}: {len(lost)} label files have no image of the same name and are not used.")
 
 
 def _read_list(path: Path, images: Mapping[str, Path]) -> list[str] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from dbisl.data.cases import overlap_problems
+from dbisl.data.mistakes import class_name_problems, growth_warning, missing_class_warnings, scaled_label_hint
 from dbisl.data.nifti import READERS, image_problem, read_nifti, shape_text, spatial_shape
 from dbisl.data.partial_labels import IGNORE_LABEL
 from dbisl.utils.errors import raise_if_any
@@ -32,10 +33,14 @@ class _Report:
     Attributes:
         problems: sentences.
         size: voxels of the scan along R, A, S after resampling; None for a case with problems.
+        spacing: size of its own voxels along R, A, S, in millimetres; None for a case with problems.
+        classes: values of its label.
     """
 
     problems: list[str]
     size: np.ndarray | None = None
+    spacing: np.ndarray | None = None
+    classes: frozenset[int] = frozenset()
 
 
 def check_cases(
@@ -44,7 +49,7 @@ def check_cases(
     unlabeled: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     in_channels: int,
-    out_channels: int,
+    class_names: Sequence[str],
     patch_size: Sequence[int],
     patch_divisor: int,
     spacing: Sequence[float] | None,
@@ -62,8 +67,8 @@ def check_cases(
         validation: cases with labels; may be empty.
         in_channels: number of channels of an image. With 1, files are ``W x H x D`` (or ``W x H x D x 1``); with more,
             the channels are the files' last axis.
-        out_channels: number of classes with the background. Labels hold whole numbers from 0 to ``out_channels - 1``,
-            and 255 where nothing was annotated.
+        class_names: names of the classes, background first. Labels hold whole numbers below their number, and 255 where
+            nothing was annotated.
         patch_size: voxels of a training patch on each axis. Its length is the number of spatial axes, 2 or 3.
         patch_divisor: number by which the network needs each patch size to be divisible.
         spacing: size of a voxel after resampling, in millimetres along R, A, S; None keeps the spacing of each scan.
@@ -75,7 +80,7 @@ def check_cases(
             most ten are listed and the others are counted.
     """
     start = time.perf_counter()
-    options = option_problems(patch_size, patch_divisor, spacing)
+    options = class_name_problems(class_names) + option_problems(patch_size, patch_divisor, spacing)
     if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor:
         # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads uninitialised memory.
         options.append(
@@ -92,12 +97,18 @@ def check_cases(
     cases += [(case["image"], case["label"]) for case in validation]
 
     def check(case: tuple[Any, Any]) -> _Report:
-        return _check_case(*case, len(patch_size), in_channels, out_channels, spacing)
+        return _check_case(*case, len(patch_size), in_channels, len(class_names), spacing)
 
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(pool.map(check, cases))
     sizes = [report.size for report in reports[:training] if report.size is not None]
     raise_if_any([problem for report in reports for problem in report.problems] + _patch_problems(patch_size, sizes))
+    spacings = [report.spacing for report in reports[:training] if report.spacing is not None]
+    present = {index for report in reports[: len(labeled)] for index in report.classes}
+    warnings = missing_class_warnings(class_names, present) if labeled else []
+    for warning in [*warnings, growth_warning(spacing, spacings)]:
+        if warning:
+            logger.warning(warning)
     logger.info(
         f"Checked {len(labeled)} labeled, {len(unlabeled)} unlabeled and {len(validation)} validation cases in "
         f"{time.perf_counter() - start:.1f} s."
@@ -171,11 +182,12 @@ def _list_problems(
 
 
 def _check_case(
-    image_path: Any, label_path: Any, dims: int, in_channels: int, out_channels: int, spacing: Sequence[float] | None
+    image_path: Any, label_path: Any, dims: int, in_channels: int, num_classes: int, spacing: Sequence[float] | None
 ) -> _Report:
     """Read the files of one case. ``label_path`` is None for an unlabeled case."""
     image, voxels, problem = read_nifti(image_path)
     problems = [problem]
+    classes: frozenset[int] = frozenset()
     shape = None
     if image is not None:
         problems.append(image_problem(image_path, image, voxels, dims, in_channels))
@@ -185,28 +197,33 @@ def _check_case(
         label, values, problem = read_nifti(label_path)
         problems.append(problem)
         if label is not None:
-            problems.append(_label_problem(label_path, values, out_channels))
+            problems.append(_label_problem(label_path, values, num_classes))
+            classes = frozenset(np.unique(values).astype(int).tolist()) if not problems[-1] else classes
         if label is not None and image is not None and shape is not None:
             problems.append(_pair_problem(image_path, image, shape, label_path, label, dims))
     problems = [problem for problem in problems if problem]
     if problems or image is None or shape is None:
         return _Report(problems)
-    return _Report([], _resampled_size(image, shape, spacing))
+    order = np.argsort(nib.io_orientation(image.affine)[: len(shape), 0])
+    own = nib.affines.voxel_sizes(image.affine)[: len(shape)][order]
+    size = np.asarray(shape, dtype=float)[order]
+    return _Report([], size if spacing is None else size * own / np.asarray(spacing, dtype=float), own, classes)
 
 
-def _label_problem(path: Any, values: np.ndarray, out_channels: int) -> str:
+def _label_problem(path: Any, values: np.ndarray, num_classes: int) -> str:
     """Return the sentence that says why the values of a label cannot be used, or an empty string."""
     if values.dtype.kind not in "iuf":
         return f"{path} holds voxels of type {values.dtype}: expected whole numbers."
-    wrong = ((values < 0) | (values >= out_channels)) & (values != IGNORE_LABEL)
+    wrong = ((values < 0) | (values >= num_classes)) & (values != IGNORE_LABEL)
     if values.dtype.kind == "f":
         wrong |= ~(np.floor(values) == values)  # written with ~ because NaN is unequal to everything
     if wrong.any():
         found = np.unique(values[wrong])
         listed = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
         return (
-            f"{path} has label values {listed}: expected whole numbers from 0 to {out_channels - 1} (out_channels is "
-            f"{out_channels}), or {IGNORE_LABEL} where nothing was annotated."
+            f"{path} has label values {listed}: expected whole numbers from 0 to {num_classes - 1} (class_names has "
+            f"{num_classes} names), or {IGNORE_LABEL} where nothing was annotated."
+            + scaled_label_hint(np.unique(values), num_classes)
         )
     # Many programs write a mask as 0 and 255. It must not pass for a scan without any structure.
     if (values == IGNORE_LABEL).any() and not ((values > 0) & (values != IGNORE_LABEL)).any():
@@ -229,15 +246,6 @@ def _pair_problem(
         found, expected = label.affine[:3].round(3).tolist(), image.affine[:3].round(3).tolist()
         return f"{label_path} has the affine {found}: expected {expected}, as {image_path} has."
     return ""
-
-
-def _resampled_size(image: SpatialImage, shape: tuple[int, ...], spacing: Sequence[float] | None) -> np.ndarray:
-    """Return the voxels along R, A, S after resampling. The affine says which axis of the file is which."""
-    order = np.argsort(nib.io_orientation(image.affine)[: len(shape), 0])
-    if spacing is None:
-        return np.asarray(shape, dtype=float)[order]
-    millimetres = np.asarray(shape) * nib.affines.voxel_sizes(image.affine)[: len(shape)]
-    return millimetres[order] / np.asarray(spacing, dtype=float)
 
 
 def _patch_problems(patch_size: Sequence[int], sizes: Sequence[np.ndarray]) -> list[str]:
