@@ -61,8 +61,8 @@ def missing_class_warnings(class_names: Sequence[str], present: Iterable[int]) -
     """
     missing = sorted(set(range(1, len(class_names))) - set(present))
     return [
-        f"No label holds class {index} ({class_names[index]}): expected every class of class_names in at least one label, "
-        "since it cannot be learned or measured otherwise."
+        f"No label holds class {index} ({class_names[index]}): expected every class of class_names in at least one "
+        "label, since it cannot be learned or measured otherwise."
         for index in missing
     ]
 
