@@ -184,9 +184,13 @@ def _train(simulation: Simulation, folder: Path, seed: int, labeled: Sequence[st
 
 
 def _dice(folder: Path) -> float:
-    """Return the Dice (%) of a round: the mean over the validation scans of the fused prediction."""
-    rows = [row for row in read_cases(folder / "cases.csv") if row["task"] == "fused"]
-    return 100 * statistics.fmean(case_means(rows, "dice").values())
+    """Return the Dice (%) of a round: the mean over the validation scans of the network's answer.
+
+    That is the first task of the report: the fused one, or the only one of a network with one decoder.
+    """
+    rows = read_cases(folder / "cases.csv")
+    answer = [row for row in rows if row["task"] == rows[0]["task"]]
+    return 100 * statistics.fmean(case_means(answer, "dice").values())
 
 
 def _report(simulation: Simulation, strategies: Sequence[str], seeds: Sequence[int]) -> None:

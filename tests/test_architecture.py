@@ -37,7 +37,8 @@ def imports(path: Path) -> set[str]:
             names |= {f"dbisl.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return {name for name in names if name.startswith("dbisl.")}
+    rooms = set().union(*FLOORS)
+    return {name for name in names if name.startswith("dbisl.") and name.split(".")[1] in rooms}
 
 
 MODULES = {module_name(path): imports(path) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}

@@ -41,7 +41,7 @@ class EvenWindowInferer(SlidingWindowInferer):
 
         Args:
             inputs: ``B x C x *spatial``.
-            network: called with batches of windows.
+            network: called with batches of windows. If it gives a list (an ensemble), the prediction is the mean.
             args, kwargs: further arguments of the network.
 
         Returns:
@@ -53,7 +53,8 @@ class EvenWindowInferer(SlidingWindowInferer):
             for axes in self.flips:
                 with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.amp):
                     output = network(windows.flip(axes) if axes else windows, *args, **kwargs)
-                total = total + (self.stack(output).flip(axes) if axes else self.stack(output))
+                stacked = self._stack_mean(output)
+                total = total + (stacked.flip(axes) if axes else stacked)
             return total / len(self.flips)  # type: ignore[return-value]
 
         even = copy.copy(self)  # this image's overlap; another thread may be working on another image
@@ -63,6 +64,12 @@ class EvenWindowInferer(SlidingWindowInferer):
     def stack(self, output: Any) -> torch.Tensor:
         """Turn the network's output for a batch of windows into one float32 tensor."""
         return output.float()
+
+    def _stack_mean(self, output: Any) -> torch.Tensor:
+        """Stack an output; for an ensemble, which gives a list of outputs, return the mean of all."""
+        if not isinstance(output, list):
+            return self.stack(output)
+        return torch.stack([self.stack(of_member) for of_member in output]).mean(dim=0)
 
     def even_overlap(self, size: Sequence[int]) -> tuple[float, ...]:
         """Return the overlap along each axis that spreads MONAI's windows evenly over an image of ``size`` voxels.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
+from monai.bundle import ConfigParser
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -35,7 +36,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from dbisl.data import mark_file  # noqa: E402
 from dbisl.engines import ScanScores  # noqa: E402
-from dbisl.utils import InputError, input_errors_as  # noqa: E402
+from dbisl.utils import InputError, check_recipe, input_errors_as, read_recipe  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +113,24 @@ class DBiSLApp(MONAILabelApp):
 
 
 class Proposal(InferTask):
-    """MONAI Label task that segments a scan by a bundle, as soon as the bundle has weights."""
+    """MONAI Label task that segments a scan by a bundle, as soon as the bundle has weights.
+
+    The labels are those that the weights were trained for, by their recipe. For weights without one, and before the
+    first training, they are those of the bundle's metadata.
+    """
 
     def __init__(self, bundle: Path, conf: dict[str, str]) -> None:
-        metadata = _metadata(bundle)
-        channels = next(iter(metadata["network_data_format"]["outputs"].values()))["channel_def"]
-        labels = {name.lower(): int(index) for index, name in channels.items() if name.lower() != "background"}
-        super().__init__(InferType.SEGMENTATION, labels, 3, metadata["description"])
+        self.weights = bundle / "models" / "model.pt"
+        super().__init__(InferType.SEGMENTATION, _labels(bundle), 3, _metadata(bundle)["description"])
         self.bundle, self.conf = bundle, conf
         self._task: BundleInferTask | None = None
+        self._dates: tuple[int, ...] = ()
+        self._recipe: dict[str, Any] = {}
+        self._is_checked = False
+
+    def info(self) -> dict[str, Any]:
+        self.labels = _labels(self.bundle)
+        return dict(super().info())
 
     def is_valid(self) -> bool:
         return True
@@ -136,16 +146,39 @@ class Proposal(InferTask):
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
         task = self._task_with_weights()
         if task is None:
-            weights = self.bundle / "models" / "model.pt"
-            raise HTTPException(409, f"There is no model yet ({weights}): submit at least one label, then train.")
+            raise HTTPException(409, f"There is no model yet ({self.weights}): submit at least one label, then train.")
+        if not self._is_checked:
+            with _input_errors_as_response(409):
+                check_recipe(self.weights, self._recipe_of_config())
+            self._is_checked = True
         return task(request, callbacks)
 
+    def _recipe_of_config(self) -> dict[str, Any]:
+        """What the bundle's inference would do with the weights, to be compared with their recipe."""
+        config = ConfigParser()
+        config.read_config(str(self.bundle / "configs" / "inference.json"))
+        config.update({"bundle_root": str(self.bundle), "ckpt_path": str(self.weights), "device": "cpu"})
+        return dict(config.get_parsed_content("recipe"))
+
     def _task_with_weights(self) -> BundleInferTask | None:
-        """Return the stock task, or None while the bundle has no weights."""
-        if self._task is None and (self.bundle / "models" / "model.pt").is_file():
-            self._task = BundleInferTask(str(self.bundle), self.conf)
-            # Only model.pt may be served: the checkpoints of a running training lie beside it.
-            self._task._config.pop("model_filename", None)
+        """Return the stock task, or None while the bundle has no weights.
+
+        The stock task reads the config once, and the config takes its keys from the recipe. So weights of another
+        recipe, as a restored version may be, need a new task.
+        """
+        record = self.weights.with_suffix(".json")
+        dates = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in (self.weights, record))
+        if dates != self._dates and self.weights.is_file():
+            recipe = _recipe(self.weights)
+            self._is_checked = False
+            if self._task is None or recipe != self._recipe:
+                if not recipe:
+                    logger.warning("%s has no recipe: its labels are those of the bundle's metadata", self.weights)
+                self._task = BundleInferTask(str(self.bundle), self.conf)
+                self._task.labels = _labels(self.bundle)
+                # Only model.pt may be served: the checkpoints of a running training lie beside it.
+                self._task._config.pop("model_filename", None)
+            self._dates, self._recipe = dates, recipe
         return self._task
 
 
@@ -212,7 +245,8 @@ class Uncertainty(ScoringMethod):
             logger.info("%s has no model yet: nothing is scored", self.name)
             return {"scored": 0, "failed": {}}
         model = weights.stat().st_mtime_ns
-        scores = ScanScores(self.bundle, device=name_to_device(request.get("device", "cuda")))
+        with _input_errors_as_response(409):
+            scores = ScanScores(self.bundle, device=name_to_device(request.get("device", "cuda")))
         scored, failed = 0, {}
         for image in datastore.get_unlabeled_images():
             if datastore.get_image_info(image).get(_score_key(self.name, "model")) == model:
@@ -254,6 +288,23 @@ def _validation_images(datastore: Datastore) -> set[str]:
 def _score_key(bundle: str, score: str) -> str:
     """Return the key under which the datastore keeps a score of an image."""
     return f"{bundle}_{score}"
+
+
+def _labels(bundle: Path) -> dict[str, int]:
+    """Return the number of each structure by its name, as the served weights were trained for."""
+    channels = next(iter(_metadata(bundle)["network_data_format"]["outputs"].values()))["channel_def"]
+    names = [name for _, name in sorted((int(index), name) for index, name in channels.items())]
+    names = _recipe(bundle / "models" / "model.pt").get("class_names", names)
+    return {name.lower(): index for index, name in enumerate(names) if index > 0}
+
+
+def _recipe(weights: Path) -> dict[str, Any]:
+    """Return the recipe of weights, empty if they have none. A broken one is refused when a scan is segmented."""
+    try:
+        return read_recipe(weights, {})
+    except InputError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def _metadata(bundle: Path) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from dbisl.utils import atomic_path
 from scripts.benchmarks.cells import Cell, Plan
 from scripts.benchmarks.common import markdown_table, write_text
 
-METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)"}
+METRICS = {"dice": "Dice (%)", "hd95_mm": "95HD (mm)", "assd_mm": "ASSD (mm)"}
 RESAMPLES = 10_000
 """Resamples of the bootstrap."""
-FOREGROUND = re.compile(r"Epoch: (\d+)/.* foreground_labeled: ([\d.e-]+) foreground_unlabeled: ([\d.e-]+)")
-"""The epoch and the two fractions of foreground, in a line of a training's log."""
+EPOCH = re.compile(r"epoch \d+ of \d+: .*")
+"""The line of an epoch in a training's log."""
+FOREGROUND = re.compile(r"unlabeled foreground ([\d.]+)% of the labels'")
+"""In such a line, the foreground that is predicted on the unlabeled scans."""
 Row = dict[str, str]
 """A row of ``cases.csv``: one case, task and class."""
 
@@ -68,7 +70,7 @@ def read_cases(path: Path) -> list[Row]:
 def foreground_ratio(log: Path) -> float | None:
     """Return the predicted fraction of foreground on unlabeled scans over the fraction in the labels.
 
-    Both are taken from the last epoch in the log. Near 0 both tasks have collapsed to background.
+    It is that of the last epoch in the log. Near 0 both tasks have collapsed to background.
 
     Args:
         log: the log of a training.
@@ -76,10 +78,9 @@ def foreground_ratio(log: Path) -> float | None:
     Returns:
         The ratio; None where the training saw no unlabeled scan.
     """
-    found = [match.groups() for match in FOREGROUND.finditer(log.read_text(errors="replace"))]
-    last = [(float(labeled), float(unlabeled)) for epoch, labeled, unlabeled in found if epoch == found[-1][0]]
-    labeled, unlabeled = (sum(values) for values in zip(*last, strict=True)) if last else (0.0, 0.0)
-    return unlabeled / labeled if labeled > 0 else None
+    lines = EPOCH.findall(log.read_text(errors="replace"))
+    found = FOREGROUND.search(lines[-1]) if lines else None
+    return float(found[1]) / 100 if found else None
 
 
 def case_means(rows: Sequence[Row], metric: str) -> dict[str, float]:
@@ -216,8 +217,9 @@ def _caption(plan: Plan, scored: Mapping[Cell, list[Row]]) -> str:
     return (
         f"{plan.dataset_dir.name}, {scans} {kind} scans; {chosen[plan.checkpoint]} of each training of {length}, "
         "scored by the prediction of its method. Mean ± standard deviation over the seeds; the value of a seed is the "
-        "mean over the cases. A false negative (a class that was not found) has a Dice of 0 and no distance. "
-        "Differences are paired by seed and case, in points of Dice; their interval is a percentile bootstrap over the "
+        "mean over the cases. A false negative (a class that was not found) has a Dice of 0, and a distance only if it "
+        "was predicted elsewhere. Differences are paired by seed and case, in points of Dice; their interval is a "
+        "percentile bootstrap over the "
         f"cases ({RESAMPLES} resamples). Foreground: the fraction predicted on the unlabeled scans in the last epoch, "
         "over the fraction in the labels; near 0 a training has collapsed. "
         f"Config: {', '.join(path.name for path in plan.config_file) or 'train.json'}; "

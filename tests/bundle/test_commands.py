@@ -12,8 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.bundle.commands import TINY, Run
+from tests.bundle.commands import TINY, Run, run_python
 
 EVALUATE = ["configs/train.json", "configs/evaluate.json"]
 
@@ -23,6 +24,7 @@ def test_training_leaves_models_curves_and_a_log_of_every_term(trained: Path) ->
         "checkpoint.pt",
         "model.json",
         "model.pt",
+        "model_final.json",
         "model_final.pt",
     ]
     assert list((trained / "output" / "tensorboard").glob("events*"))
@@ -30,6 +32,10 @@ def test_training_leaves_models_curves_and_a_log_of_every_term(trained: Path) ->
     assert "training on 2 labeled and 3 unlabeled scans" in log
     for term in ("segmentation_across", "consistency_regression", "pseudo_regression", "foreground_unlabeled"):
         assert re.search(rf"{term}: \d", log), term
+    assert len(re.findall(r"epoch 2 of 2: loss \d\.\d+, validation Dice \d\.\d+ \(anterior .*\), .*0 s left", log)) == 1
+    assert "Engine run" not in log
+    events = EventAccumulator(str(trained / "output" / "tensorboard"), {"tensors": 0}).Reload()
+    assert {"validation/01", "validation/02"} <= set(events.Tags()["images"])
 
 
 def test_evaluation_writes_a_row_for_each_case_class_and_task(
@@ -55,7 +61,25 @@ def test_evaluation_writes_a_row_for_each_case_class_and_task(
         volume = np.count_nonzero(label == int(row["class_index"])) / 1000
         assert float(row["reference_ml"]) == pytest.approx(volume)
     assert (tmp_path / "summary.csv").is_file()
-    assert len(list((tmp_path / "previews").glob("*.png"))) == 2
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        if row["task"] == "fused" and row["dice"]:
+            dice.setdefault(row["case"], []).append(float(row["dice"]))
+    worst_first = sorted(dice, key=lambda case: sum(dice[case]) / len(dice[case]))
+    pictures = [f"{rank:02d}_{case}.png" for rank, case in enumerate(worst_first, start=1)]
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == pictures
+
+
+def test_evaluation_of_one_decoder_has_one_task(tmp_path: Path, demo_data: Path, run_bundle: Run) -> None:
+    places = {"dataset_dir": demo_data, "ckpt_dir": tmp_path, "output_dir": tmp_path}
+    method = "configs/methods/supervised.yaml"
+    done = run_bundle("training", ["configs/train.json", method], **places, **{**TINY, "epochs": 1})
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_bundle("evaluating", ["configs/train.json", method, EVALUATE[1]], **places, features=4)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["task"] for row in rows] == ["segmentation"] * 2 * 2
 
 
 def test_inference_writes_integers_on_each_scans_own_grid(tmp_path: Path, trained: Path, run_bundle: Run) -> None:
@@ -147,15 +171,58 @@ def test_weights_of_another_network_are_named(tmp_path: Path, trained: Path, dem
     weights = trained / "models" / "model.pt"
     done = run_bundle("evaluating", EVALUATE, dataset_dir=demo_data, ckpt_path=weights, output_dir=tmp_path)
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert re.search(r"model\.pt holds the weights of another network: .* expected 16 x 1 x 3 x 3 x 3", done.stderr)
+    assert re.search(r"model\.pt was trained with features 4, the config has 16: expected --features 4\.", done.stderr)
+    copied = tmp_path / "weights.pt"  # without their recipe
+    shutil.copy(weights, copied)
+    done = run_bundle("evaluating", EVALUATE, dataset_dir=demo_data, ckpt_path=copied, output_dir=tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "weights.pt has no recipe (weights.json)" in done.stdout + done.stderr
+    assert re.search(r"weights\.pt holds the weights of another network: .* expected 16 x 1 x 3 x 3 x 3", done.stderr)
 
 
 @pytest.mark.parametrize("spacing", ["[1.0,1.0,3.0]", "[2.0,1.0,1.0]"])
 def test_training_on_anisotropic_voxels(tmp_path: Path, demo_data: Path, run_bundle: Run, spacing: str) -> None:
     options = {"dataset_dir": demo_data, "ckpt_dir": tmp_path, "output_dir": tmp_path, **TINY, "epochs": 1}
-    done = run_bundle("training", ["configs/train.json"], **{**options, "spacing": spacing, "patch_size": "[24,56,24]"})
+    options |= {"spacing": spacing, "patch_size": "[24,56,24]", "log_interval": None}
+    done = run_bundle("training", ["configs/train.json"], **options)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch 1 of 1: loss") == 1 and "Iter:" not in done.stdout
     assert (tmp_path / "model_final.pt").is_file()
+
+
+def test_thick_slices_from_training_to_an_exported_network(
+    root: Path, tmp_path: Path, demo_data: Path, run_bundle: Run
+) -> None:
+    network = {
+        "features": 4,
+        "spacing": "[1.0,1.0,4.0]",
+        "patch_size": "[24,56,10]",
+        "strides": "[[2,2,1],[2,2,1],[2,2,2]]",
+        "kernel_sizes": "[[3,3,1],[3,3,1],3,3]",
+    }
+    places = {"dataset_dir": demo_data, "ckpt_dir": tmp_path, "output_dir": tmp_path / "output"}
+    done = run_bundle("training", ["configs/train.json"], **places, **{**TINY, "epochs": 1, **network})
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_bundle("evaluating", EVALUATE, **places, **network)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    exported = tmp_path / "model.ts"
+    arguments = ["ckpt_export", "network_def", "--filepath", exported, "--ckpt_file", tmp_path / "model.pt"]
+    arguments += ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
+    arguments += [word for key, value in network.items() for word in (f"--{key}", value)]
+    done = run_python(["-m", "monai.bundle", *arguments], root / "bundle")
+    assert done.returncode == 0, done.stdout + done.stderr
+    inference = {"dataset_dir": demo_data / "images", "amp": False, "device": "cpu", **network}
+    for files, weights in ((["inference"], tmp_path / "model.pt"), (["inference", "exported"], exported)):
+        configs = [f"configs/{name}.json" for name in files]
+        output = tmp_path / weights.suffix
+        done = run_bundle("inference", configs, ckpt_path=weights, output_dir=output, **inference)
+        assert done.returncode == 0, done.stdout + done.stderr
+    names = sorted(path.name for path in (tmp_path / ".pt").glob("*.nii.gz"))
+    assert len(names) == len(list((demo_data / "images").iterdir()))
+    for name in names:
+        from_weights, from_export = (np.asarray(nib.load(tmp_path / kind / name).dataobj) for kind in (".pt", ".ts"))
+        np.testing.assert_array_equal(from_weights, from_export)
 
 
 def test_inference_shares_the_network_and_the_transforms_of_training(root: Path) -> None:
@@ -174,8 +241,13 @@ def test_inference_shares_the_network_and_the_transforms_of_training(root: Path)
         "initialize",
         "run",
     }
+    adopted = inference["ckpt_recipe"]["otherwise"]
+    assert set(adopted) == set(train["recipe"]["keys"]) and set(adopted) <= shared
     for key in {key for key in shared if not key.startswith("_")} - own:
-        assert inference[key] == train[key], key
+        # What the weights' recipe decides has the default of training for weights without a recipe.
+        expected = f"$@ckpt_recipe['{key}']" if key in adopted else train[key]
+        assert inference[key] == expected, key
+    assert adopted == {key: train[key] for key in adopted}
     windows = {key: value for key, value in inference["inferer"].items() if key not in ("fused", "flips")}
     assert windows == train["validate"]["inferer"]
 

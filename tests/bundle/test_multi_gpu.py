@@ -18,7 +18,7 @@ from tests.bundle.commands import TINY, Run
 TRAIN = ["configs/train.json"]
 MULTI_GPU = [*TRAIN, "configs/multi_gpu_train.json"]
 SHORT = {**TINY, "device": "cpu", "patch_size": "[24,32,24]", "warm_up": 0, "min_dice": 0, "ramp_up": 0}
-LOGGERS = {"StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "ProgressBar"}
+LOGGERS = {"StatsHandler", "TensorBoardStatsHandler", "Previews", "Progress"}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,12 @@ def test_one_process_writes_and_logs(run_dir: Path, log: str) -> None:
         "checkpoint.pt",
         "model.json",
         "model.pt",
+        "model_final.json",
         "model_final.pt",
     ]
     writers = {path.name.split(".")[-2] for path in (run_dir / "output" / "tensorboard").glob("events*")}
     assert len(writers) == 1, "the part of the name before the last is the process"
-    for line in ("training on 3 labeled and 5 unlabeled scans", "Epoch: 2/2, Iter: 6/6", "Epoch[2] Metrics -- val_m"):
+    for line in ("training on 3 labeled and 5 unlabeled scans", "Epoch: 2/2, Iter: 6/6", "epoch 2 of 2: loss"):
         assert log.count(line) == 1, line
     assert re.search(r"pseudo_segmentation_across: \d", log)
 

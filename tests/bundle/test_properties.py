@@ -121,3 +121,11 @@ def test_configs_are_formatted_and_hold_no_personal_path(root: Path) -> None:
         *(root / "bundle").rglob("*.md"),
     ):
         assert not re.search(r"/(home|root|Users|tmp|work)/", path.read_text()), path
+
+
+def test_no_link_is_committed(root: Path) -> None:
+    """A link leads elsewhere on another machine."""
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no git checkout")
+    assert [line for line in listed.stdout.splitlines() if line.startswith("120000")] == []

@@ -102,7 +102,7 @@ class Study:
             "in_channels": 1,
             "class_names": ["background", "body"],
             "patch_size": [8, 8, 8],
-            "patch_divisor": 4,
+            "patch_divisor": [4, 4, 4],
             "spacing": [1.0, 1.0, 1.0],
         }
 

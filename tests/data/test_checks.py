@@ -57,7 +57,7 @@ def test_a_patch_that_the_network_cannot_halve_is_refused(study: Study, size: in
 
 
 def test_a_patch_with_one_voxel_at_the_deepest_level_is_refused(study: Study) -> None:
-    assert "expected more than 4 on at least one axis" in study.refusal(patch_size=[4, 4, 4])
+    assert "expected more than [4, 4, 4] on at least one axis" in study.refusal(patch_size=[4, 4, 4])
 
 
 def test_a_patch_with_wrong_bfloat16_gradients_is_refused(study: Study) -> None:

@@ -62,7 +62,7 @@ def test_a_spacing_that_makes_far_more_voxels_is_named(study: Study, caplog: pyt
 
 def test_dicom_for_training(tmp_path: Path) -> None:
     write_series(tmp_path / "patient" / "series", CT)
-    with pytest.raises(InputError, match=r"series is a DICOM series: training reads NIfTI files"):
+    with pytest.raises(InputError, match=r"series is a DICOM series: expected NIfTI files"):
         find_cases(tmp_path)
 
 

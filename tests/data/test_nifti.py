@@ -57,7 +57,7 @@ def test_channels_are_the_last_axis(study: Study) -> None:
 def test_a_patch_with_two_axes_needs_images_with_two(study: Study) -> None:
     for path in [*map(study.image, "abuv"), *map(study.label, "abv")]:
         write_scan(path, np.zeros((6, 7), np.uint8))
-    study.check(patch_size=[8, 8], spacing=[1.0, 1.0])
+    study.check(patch_size=[8, 8], patch_divisor=[4, 4], spacing=[1.0, 1.0])
     assert "expected 3 axes" in study.refusal()
 
 

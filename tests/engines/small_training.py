@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,8 @@ class Session:
         interval: epochs between two validations.
         weights: file of the weights to start from; None: new weights.
         publish: whether the trained network is published as ``model.pt``.
+        recipe: the recipe of the training.
+        unlabeled: paths of the unlabeled scans, for the recipe.
     """
 
     def __init__(
@@ -131,6 +133,8 @@ class Session:
         interval: int = 1,
         weights: Path | None = None,
         publish: bool = True,
+        recipe: Mapping[str, Any] | None = None,
+        unlabeled: Sequence[Path] = (),
     ) -> None:
         self.folder = folder
         self.network = make_network()
@@ -160,6 +164,8 @@ class Session:
             evaluator=self.evaluator,
             labeled=[{"image": labeled}],
             validation=[{"image": validated_on}],
+            unlabeled=[{"image": str(path)} for path in unlabeled],
+            recipe=recipe,
         )
         validate = ValidationHandler(interval, self.evaluator)
         self.trainer = make_trainer(

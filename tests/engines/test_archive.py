@@ -6,10 +6,12 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
+from dbisl.data import describe_scans
 from dbisl.engines import ArchiveDataset, ArchiveEvaluator, ArchiveReport, check_options, pending_cases
 from dbisl.engines.report import FAILED, SEGMENTED, SKIPPED, ScanResult
 from dbisl.transforms import ScanLayout
@@ -19,7 +21,7 @@ from tests.data.make_scans import write_scan
 OPTIONS: dict[str, Any] = {
     "num_classes": 3,
     "patch_size": [16, 16, 16],
-    "patch_divisor": 8,
+    "patch_divisor": [8, 8, 8],
     "spacing": [1.0, 1.0, 1.0],
     "overlap": 0.5,
     "keep_largest": [],
@@ -202,3 +204,13 @@ def test_the_reason_of_a_failed_writer_is_its_error_not_its_traceback(report: Ar
 
     evaluate(report, [{"case": "c.nii.gz", "image": image(0), "loading_seconds": 1.0}], save)
     assert report.results[0].reason == ("c.nii.gz cannot be segmented: OSError: [Errno 28] No space left on device")
+
+
+def test_a_scan_that_is_unlike_the_training_scans_has_a_warning(tmp_path: Path) -> None:
+    paths = [write_scan(tmp_path / f"{name}.nii.gz") for name in ("trained", "alike")]
+    paths.append(write_scan(tmp_path / "thick.nii.gz", affine=np.diag([1.0, 1.0, 9.0, 1.0])))
+    trained = describe_scans(labeled=cases(paths[0]), unlabeled=[], spatial_dims=3, in_channels=1)
+    known, unknown = (ArchiveDataset(cases(*paths), dict, 3, 1, scans) for scans in (trained, None))
+    warnings = [known[index]["warning"] for index in range(3)]
+    assert warnings[:2] == ["", ""] and "voxels of 1, 1, 9 mm, there 1, 1, 1 mm" in warnings[2]
+    assert [unknown[index]["warning"] for index in range(3)] == ["", "", ""]

@@ -45,6 +45,7 @@ def test_cells_of_a_scan(tmp_path: Path) -> None:
             "uncertainty": "0.1235",
             "files": "a_seg.nii.gz;a_sdm.nii.gz",
             "reason": "",
+            "warning": "",
         }
     ]
 
@@ -153,3 +154,20 @@ def test_a_run_with_failures_ends_with_their_reasons(tmp_path: Path) -> None:
     assert heading == "12 of 13 scans failed:"
     assert reasons == [f"{index}.nii.gz is broken." for index in range(10)]
     assert more.startswith("... and 2 more")
+
+
+def test_a_warning_is_logged_and_stays_in_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report = new_report(tmp_path)
+    result = ScanResult("a.nii.gz", SEGMENTED, seconds=1.0, warning="unlike the training scans: voxels of 9 mm")
+    with caplog.at_level(logging.WARNING):
+        report.add(result)
+    assert caplog.messages == ["a.nii.gz is unlike the training scans: voxels of 9 mm"]
+    assert new_report(tmp_path).earlier("a.nii.gz") == result
+
+
+def test_a_report_of_an_earlier_version_has_no_warnings(tmp_path: Path) -> None:
+    header = "case,status,seconds,uncertainty,files,reason"
+    (tmp_path / "report.csv").write_text(f"{header}\na.nii.gz,segmented,1.0,,,\n")
+    report = new_report(tmp_path)
+    report.write()
+    assert [(row["case"], row["warning"]) for row in read(tmp_path)] == [("a.nii.gz", "")]

@@ -8,13 +8,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Events
 
 from dbisl.handlers import ModelVersions
-from dbisl.utils import InputError
+from dbisl.utils import InputError, read_recipe
+from dbisl.utils.recipe import read_record
+from tests.data.make_scans import write_scan
 from tests.engines.small_training import Session, make_network
 
 
@@ -40,6 +43,26 @@ def test_published_weights_are_served_and_described(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
 
 
+def test_weights_are_never_without_their_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def publish_with(content: bytes, class_names: list[str]) -> None:
+        (tmp_path / "new.pt").write_bytes(content)
+        ModelVersions(tmp_path).publish(tmp_path / "new.pt", 0.5, [], {"class_names": class_names})
+
+    def die(versions: ModelVersions) -> None:
+        raise KeyboardInterrupt
+
+    publish_with(b"hippocampus", ["background", "hippocampus"])
+    with monkeypatch.context() as killed:
+        killed.setattr(ModelVersions, "_settle", die)
+        with pytest.raises(KeyboardInterrupt):
+            publish_with(b"heart", ["background", "heart"])
+    assert (tmp_path / "model.pt").read_bytes() == b"heart"
+    assert read_recipe(tmp_path / "model.pt", {})["class_names"] == ["background", "heart"]
+    publish_with(b"spleen", ["background", "spleen"])
+    assert read_recipe(tmp_path / "model.pt", {})["class_names"] == ["background", "spleen"]
+    assert len(ModelVersions(tmp_path).names()) == 2
+
+
 def test_weights_from_elsewhere_have_only_a_date(tmp_path: Path) -> None:
     publish(tmp_path, b"one", 0.5)
     (tmp_path / "model.pt").write_bytes(b"other")  # by hand: the record describes other weights
@@ -62,6 +85,16 @@ def test_every_version_can_be_restored(tmp_path: Path) -> None:
     assert kept == [b"three", b"two"]  # in the order in which they were replaced
     versions.restore()
     assert (tmp_path / "model.pt").read_bytes() == b"two"
+
+
+def test_a_version_keeps_its_recipe(tmp_path: Path) -> None:
+    versions = ModelVersions(tmp_path)
+    for name in ("heart", "hippocampus"):
+        (tmp_path / "new.pt").write_bytes(name.encode())
+        versions.publish(tmp_path / "new.pt", 0.5, ["a.nii.gz"], {"class_names": ["background", name]})
+    assert read_recipe(versions.served, {})["class_names"] == ["background", "hippocampus"]
+    versions.restore()
+    assert read_recipe(versions.served, {})["class_names"] == ["background", "heart"]
 
 
 def test_a_process_that_was_killed_while_it_replaced_the_model(tmp_path: Path) -> None:
@@ -185,3 +218,33 @@ def test_without_validation_scans_the_last_network_is_served(tmp_path: Path) -> 
     Session(tmp_path, epochs=1, validation=0).trainer.run()
     best, final = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "model_final.pt"))
     assert all(torch.equal(best[name], final[name]) for name in final)
+
+
+def recipe_for(spacing: float) -> dict[str, Any]:
+    return {"class_names": ["background", "ball"], "spacing": [spacing] * 3, "patch_size": [8, 8, 8], "in_channels": 1}
+
+
+def test_each_file_of_weights_has_the_recipe_and_the_scans(tmp_path: Path) -> None:
+    scans = [write_scan(tmp_path / "scans" / f"{name}.nii.gz") for name in ("a", "u")]
+    models = tmp_path / "models"
+    models.mkdir()
+    for epochs in (3, 1):  # the second is worse: its best network stays beside the served one
+        options: dict[str, Any] = {"recipe": recipe_for(1.0), "unlabeled": scans[1:]}
+        Session(models, epochs=epochs, labeled=str(scans[0]), **options).trainer.run()
+    for name in ("model", "model_best", "model_final"):
+        record = read_record(models / f"{name}.pt")
+        assert record is not None and (record["score"] is None) == (name == "model_final")
+        recipe = record["recipe"]
+        assert recipe_for(1.0).items() <= recipe.items()
+        described = recipe["scans"]
+        assert [list(described[kind].values()) for kind in ("labeled", "unlabeled")] == [["a.nii.gz"], ["u.nii.gz"]]
+        assert described["measured"] == 2 and str(tmp_path) not in json.dumps(recipe)
+
+
+def test_served_weights_of_another_recipe_are_replaced(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "a.nii.gz")
+    Session(tmp_path, epochs=3, labeled=str(scan), recipe=recipe_for(1.0)).trainer.run()
+    served = (tmp_path / "model.pt").read_bytes()
+    Session(tmp_path, epochs=1, labeled=str(scan), recipe=recipe_for(2.0)).trainer.run()
+    assert (tmp_path / "model.pt").read_bytes() != served
+    assert record_of(tmp_path)["recipe"]["spacing"] == [2.0] * 3

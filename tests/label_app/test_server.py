@@ -240,6 +240,36 @@ def test_own_app(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
             assert json.loads((bundles[0] / "models" / "model.json").read_text())["score"] is not None
 
 
+def test_labels_are_those_of_the_weights(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
+    """Weights of a heart answer as such, also when they replace others while the server runs."""
+    bundle = make_bundle(root, tmp_path / "bundle", seed=0)
+    versions = ModelVersions(bundle / "models")
+    two, three = {"ventricle": 1}, {"ventricle": 1, "muscle": 2}
+    with serve([str(bundle / "label_app" / "start.py")], studies, tmp_path / "log.txt") as server:
+        names = sorted(server.images())
+
+        def served_labels() -> dict[str, int]:
+            labels: dict[str, int] = server.json("GET", "/info/")["models"]["dbisl"]["labels"]
+            return labels
+
+        assert served_labels() == {"anterior hippocampus": 1, "posterior hippocampus": 2}
+        server.assert_on_the_grid("dbisl", names[0], tmp_path)
+        assert "has no recipe: its labels are those of the bundle's metadata" in server.log
+        for labels in (three, two):
+            weights = bundle / "models" / "new.pt"
+            options = {"out_channels": 1 + len(labels), "features": FEATURES, "levels": 4}
+            torch.save(DualTaskVNet(**options).state_dict(), weights)
+            recipe = {"class_names": ["background", *labels], "spacing": [1.0 + len(labels)] * 3}
+            versions.publish(weights, None, [], recipe)
+            assert served_labels() == labels
+            server.assert_on_the_grid("dbisl", names[0], tmp_path)
+            server.json("POST", "/scoring/uncertainty?run_sync=true")
+        assert server.images()[names[0]]["dbisl_entropy"] > 0
+        versions.restore()
+        assert served_labels() == three
+        server.assert_on_the_grid("dbisl", names[0], tmp_path)
+
+
 def test_partial_labels(root: Path, demo: Path, studies: Path, tmp_path: Path) -> None:
     bundle = make_bundle(root, tmp_path / "bundle", seed=0)
     command = [str(bundle / "label_app" / "start.py"), "--conf", "partial_labels", "true"]

@@ -117,7 +117,7 @@ def test_one_row_a_case_task_and_class(evaluated: tuple[Path, SupervisedEvaluato
 def test_cells_of_a_case(evaluated: tuple[Path, SupervisedEvaluator]) -> None:
     rows = {(row["case"], row["task"], row["class_index"]): row for row in read(evaluated[0] / "cases.csv")}
     organ = rows["a", "fused", "1"]
-    expected = {"dice": 2 / 3, "jaccard": 0.5, "hd95_mm": 2, "asd_mm": 19 / 26, "hd95_voxel": 1, "asd_voxel": 10 / 26}
+    expected = {"dice": 2 / 3, "jaccard": 0.5, "hd95_mm": 2, "assd_mm": 19 / 26, "hd95_voxel": 1, "assd_voxel": 10 / 26}
     assert {name: float(organ[name]) for name in METRICS} == pytest.approx(expected)
     assert float(organ["reference_ml"]) == pytest.approx(0.054)
     false_negative = rows["b", "fused", "2"]
@@ -136,11 +136,11 @@ def summary_row(folder: Path, task: str, name: str, metric: str) -> dict[str, st
     ("task", "name", "metric", "values", "counts"),
     [
         ("fused", "organ", "dice", [2 / 3, 1, 1, 1], {"found": 4}),
-        ("fused", "organ", "asd_mm", [19 / 26, 0, 0, 0], {"found": 4}),
+        ("fused", "organ", "assd_mm", [19 / 26, 0, 0, 0], {"found": 4}),
         ("fused", "tumour", "dice", [1, 0, 0], EACH_ONCE),
         ("fused", "tumour", "hd95_mm", [0], EACH_ONCE),
         ("fused", "mean", "dice", [5 / 6, 0.5, 0.5, 1], {**EACH_ONCE, "found": 5}),
-        ("fused", "mean", "asd_mm", [19 / 52, 0, 0, 0], {**EACH_ONCE, "found": 5}),
+        ("fused", "mean", "assd_mm", [19 / 52, 0, 0, 0], {**EACH_ONCE, "found": 5}),
         ("segmentation", "tumour", "jaccard", [0, 0], {"false_negative": 2, "absent": 2}),
         ("segmentation", "tumour", "hd95_mm", [], {"false_negative": 2, "absent": 2}),
     ],

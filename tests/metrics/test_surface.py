@@ -38,11 +38,11 @@ def assert_equals_medpy(prediction: np.ndarray, reference: np.ndarray, spacing: 
         "dice": binary.dc(prediction, reference),
         "jaccard": binary.jc(prediction, reference),
         "hd95_mm": binary.hd95(prediction, reference, voxelspacing=spacing),
-        "asd_mm": binary.asd(prediction, reference, voxelspacing=spacing),
+        "assd_mm": binary.assd(prediction, reference, voxelspacing=spacing),
         "hd95_voxel": binary.hd95(prediction, reference),
-        "asd_voxel": binary.asd(prediction, reference),
+        "assd_voxel": binary.assd(prediction, reference),
     }
-    assert ours.outcome == "found"
+    assert ours.outcome == ("found" if theirs["dice"] > 0 else "false_negative")
     assert {name: getattr(ours, name) for name in theirs} == pytest.approx(theirs, rel=0, abs=TOLERANCE)
 
 
@@ -104,8 +104,9 @@ def test_distances_by_hand() -> None:
     assert metrics.jaccard == pytest.approx(1 / 2)
     # The cube has 26 surface voxels. The 9 voxels of one face lie one slice away from the other cube. The middle voxel
     # of the opposite face lies inside the other cube, one voxel from its side.
-    assert metrics.asd_voxel == pytest.approx(10 / 26)
-    assert metrics.asd_mm == pytest.approx(19 / 26)
+    # The same holds the other way round.
+    assert metrics.assd_voxel == pytest.approx(10 / 26)
+    assert metrics.assd_mm == pytest.approx(19 / 26)
     assert metrics.hd95_voxel == pytest.approx(1.0)
     assert metrics.hd95_mm == pytest.approx(2.0)
     assert metrics.reference_ml == pytest.approx(27 * 2 / 1000)
@@ -123,10 +124,24 @@ def test_outcomes_without_distances(prediction: np.ndarray, reference: np.ndarra
     metrics = surface_metrics(prediction, reference, SPACING)
     assert metrics.outcome == outcome
     assert [metrics.dice, metrics.jaccard] == pytest.approx([dice, dice], nan_ok=True)
-    distances = (metrics.hd95_mm, metrics.asd_mm, metrics.hd95_voxel, metrics.asd_voxel)
+    distances = (metrics.hd95_mm, metrics.assd_mm, metrics.hd95_voxel, metrics.assd_voxel)
     assert all(math.isnan(distance) for distance in distances)
     assert metrics.prediction_ml == pytest.approx(np.count_nonzero(prediction) * 2 / 1000)
     assert metrics.reference_ml == pytest.approx(np.count_nonzero(reference) * 2 / 1000)
+
+
+def test_a_prediction_elsewhere_is_a_miss_with_distances() -> None:
+    elsewhere, reference = filled((4, 5, 6), (0, 0, 0)), filled((4, 5, 6), (3, 0, 0))
+    metrics = surface_metrics(elsewhere, reference, (2.0, 1.0, 1.0))
+    assert metrics.outcome == "false_negative"
+    assert (metrics.dice, metrics.assd_mm, metrics.hd95_voxel) == (0.0, 6.0, 3.0)
+
+
+def test_average_distance_is_the_same_in_both_directions() -> None:
+    reference = filled((30, 9, 9), np.s_[2:5, 2:5, 2:5])
+    prediction = reference | filled((30, 9, 9), np.s_[20:23, 2:5, 2:5])  # an island that the reference lacks
+    one_way, back = surface_metrics(prediction, reference, SPACING), surface_metrics(reference, prediction, SPACING)
+    assert one_way.assd_mm == back.assd_mm > 0
 
 
 def test_no_volume_in_two_dimensions() -> None:

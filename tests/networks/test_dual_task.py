@@ -53,13 +53,61 @@ def test_each_task_has_its_own_decoder_and_both_train_the_encoder(backbone: str)
 
 def test_an_image_size_that_the_network_cannot_halve_is_named(backbone: str) -> None:
     network = make_network(backbone)
-    assert network.divisor == 4
-    with pytest.raises(ValueError, match=r"multiple of 4.*\[16, 30, 16\]"):
+    assert network.divisor == [4, 4, 4]
+    with pytest.raises(ValueError, match=r"multiples of \[4, 4, 4\].*\[16, 30, 16\]"):
         network(torch.zeros(1, 1, 16, 30, 16))
 
 
-def test_the_scripted_network_agrees(backbone: str) -> None:
-    network = make_network(backbone).eval()
+THICK_SLICES = {"strides": [[2, 2, 1], [2, 2, 2]], "kernel_sizes": [[3, 3, 1], [3, 3, 1], 3]}
+"""Strides and kernels of three levels for scans with thick slices."""
+SLICE_BY_SLICE = {"strides": [[2, 2, 1], [2, 2, 1]], "kernel_sizes": [[3, 3, 1]] * 3, "norm": "batch"}
+"""A network that never mixes the slices of the last axis."""
+
+
+def test_thick_slices_keep_their_number_where_the_strides_say_so(backbone: str) -> None:
+    network = make_network(backbone, **THICK_SLICES)
+    assert network.divisor == [4, 4, 2]
+    output = network(torch.randn(1, 1, 16, 8, 6))
+    assert output.logits.shape == output.sdm.shape == (1, 2, 16, 8, 6)
+    with pytest.raises(ValueError, match=r"multiples of \[4, 4, 2\], got \[16, 8, 5\]"):
+        network(torch.zeros(1, 1, 16, 8, 5))
+
+
+def test_kernels_of_one_voxel_keep_slices_apart(backbone: str) -> None:
+    network = make_network(backbone, **SLICE_BY_SLICE).eval()
+    image = torch.randn(1, 1, 16, 8, 5)
+    whole = network(image)
+    for index in range(5):
+        alone = network(image[..., index : index + 1])
+        torch.testing.assert_close(alone.logits, whole.logits[..., index : index + 1])
+        torch.testing.assert_close(alone.sdm, whole.sdm[..., index : index + 1])
+
+
+def test_strides_and_kernels_that_are_the_default_change_nothing(backbone: str) -> None:
+    explicit = make_network(backbone, strides=[2, [2, 2, 2]], kernel_sizes=[3, 3, [3, 3, 3]])
+    default = make_network(backbone)
+    assert list(explicit.state_dict()) == list(default.state_dict())
+    assert all(torch.equal(explicit.state_dict()[name], value) for name, value in default.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": [2]}, "strides is .*: expected 2 entries, one per level, got 1"),
+        ({"strides": [[2, 2], 2]}, "strides is .*: expected one number, or 3 numbers, per level"),
+        ({"strides": [2, 0]}, "strides is .*: expected numbers of at least 1"),
+        ({"kernel_sizes": [3, 3]}, "kernel_sizes is .*: expected 3 entries"),
+        ({"kernel_sizes": [3, 3, [3, 3, 2]]}, "kernel_sizes is .*: expected odd numbers, got 2"),
+    ],
+)
+def test_strides_and_kernels_that_do_not_fit_are_named(backbone: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_network(backbone, **options)
+
+
+@pytest.mark.parametrize("shape", [{}, THICK_SLICES], ids=["cubic", "thick slices"])
+def test_the_scripted_network_agrees(backbone: str, shape: dict[str, Any]) -> None:
+    network = make_network(backbone, **shape).eval()
     image = torch.randn(1, 1, 8, 16, 8)
     scripted, eager = torch.jit.script(network)(image), network(image)
     assert len(scripted) == len(eager) == 2

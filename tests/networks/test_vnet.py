@@ -27,8 +27,8 @@ def test_the_five_levels_of_the_literature(size: tuple[int, ...]) -> None:
 
 def test_an_image_size_that_five_levels_cannot_halve_is_named() -> None:
     network = DualTaskVNet(features=4)
-    assert network.divisor == 16
-    with pytest.raises(ValueError, match=r"multiple of 16.*\[16, 30, 16\]"):
+    assert network.divisor == [16, 16, 16]
+    with pytest.raises(ValueError, match=r"multiples of \[16, 16, 16\].*\[16, 30, 16\]"):
         network(torch.zeros(1, 1, 16, 30, 16))
 
 

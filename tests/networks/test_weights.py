@@ -66,3 +66,15 @@ def test_a_file_that_holds_something_else(tmp_path: Path, network: nn.Module) ->
 def test_the_weights_of_another_network(tmp_path: Path, network: nn.Module, content: Any, found: str) -> None:
     with pytest.raises(InputError, match=rf"model\.pt holds the weights of another network: {found}; give the same"):
         check_checkpoint(saved(tmp_path / "model.pt", content), network)
+
+
+def test_each_file_of_an_ensemble_is_checked(tmp_path: Path, network: nn.Module) -> None:
+    good = saved(tmp_path / "good.pt", nn.Linear(3, 2).state_dict())
+    bad = saved(tmp_path / "bad.pt", nn.Linear(4, 2).state_dict())
+    check_checkpoint([good, good], network)
+    with pytest.raises(InputError, match=r"bad\.pt holds the weights of another network"):
+        check_checkpoint([good, bad], network)
+    with pytest.raises(InputError, match=r"^none\.pt does not exist"):
+        check_checkpoint(["none.pt", good], network)
+    with pytest.raises(InputError, match="ckpt_path is an empty list"):
+        check_checkpoint([], network)

@@ -30,7 +30,7 @@ def test_copy_keeps_every_fifth_slice_and_can_be_trained_on(tmp_path: Path) -> N
         "in_channels": 1,
         "class_names": ["background", "one", "two"],
         "patch_size": [16, 16, 16],
-        "patch_divisor": 8,
+        "patch_divisor": [8, 8, 8],
     }
     check_cases(**lists, **options, spacing=(1.0, 1.0, 1.0))
     with pytest.raises(FileExistsError):

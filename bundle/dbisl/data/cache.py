@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
+import ignite.distributed as idist
 from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 
@@ -22,7 +24,7 @@ def cached_dataset(
     run each time a case is read.
 
     - In memory (MONAI's ``CacheDataset``), the scans are prepared when the dataset is created, and the cache ends with
-      the process.
+      the process. In a terminal, a bar shows how far that is.
     - On disk (MONAI's ``PersistentDataset``), a scan is prepared when it is first read, and later runs use the same
       files. It is prepared again after one of its files has changed (see :func:`hash_case`), or after a transform
       before the first random one has changed. Old files stay in ``cache_dir`` until they are deleted by hand. What is
@@ -37,10 +39,15 @@ def cached_dataset(
         num_workers: threads that prepare the scans in memory.
     """
     if cache_dir is None:
-        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=_shows_progress())
     return PersistentDataset(
         data, transform, cache_dir=os.fspath(cache_dir), hash_func=hash_case, hash_transform=pickle_hashing
     )
+
+
+def _shows_progress() -> bool:
+    """Whether a bar shows how far the scans are prepared: only in a terminal, and of one process."""
+    return sys.stderr.isatty() and idist.get_rank() == 0
 
 
 def hash_case(case: Mapping[str, str]) -> bytes:

@@ -6,13 +6,14 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dbisl.data.mistakes import check_label_names, no_images_hint
 from dbisl.data.nifti import is_nifti
+from dbisl.data.splits import hide_labels, require_usable, split_cases
 from dbisl.utils.errors import InputError
 from dbisl.utils.files import case_name
 
@@ -47,6 +48,9 @@ def find_cases(
     datalist: str | os.PathLike[str] | None = None,
     num_labeled: int | None = None,
     labels_required: bool = True,
+    group: str | None = None,
+    num_folds: int | None = None,
+    fold: int | None = None,
 ) -> Cases:
     """Find the labeled, unlabeled and validation cases of a data set.
 
@@ -64,7 +68,8 @@ def find_cases(
 
     In a folder, a case is labeled if its label file exists. If the data set does not name validation cases, the last
     fifth of the labeled training cases is used, rounded down (with fewer than five, none). To train without validation,
-    give an empty ``val.list`` or ``"validation": []``.
+    give an empty ``val.list`` or ``"validation": []``. Groups and folds are those of
+    :func:`dbisl.data.splits.split_cases`.
 
     Args:
         dataset_dir: the folder of the data set.
@@ -73,6 +78,11 @@ def find_cases(
             unlabeled cases. None keeps every label.
         labels_required: whether a data set without any label is an error. In federated training it is not: the network
             of such a client learns from the labels of the others.
+        group: a regular expression for the names of the cases, whose first group (or whole match) names the patient.
+            All cases of one patient are for training or all for validation. None: each case stands for itself. In a
+            datalist, the key ``"group"`` of a case names its patient too.
+        num_folds: number of folds into which the labeled training cases are split; None: no folds.
+        fold: the fold that is for validation, from 0; None: no folds.
 
     Raises:
         InputError: if the data set cannot be used; the sentence names the file or the key, what was found and what was
@@ -91,92 +101,50 @@ def find_cases(
         ['b']
     """
     root = Path(dataset_dir).expanduser()
-    if datalist:
-        source = _read_datalist(root, Path(datalist).expanduser())
-    elif (root / DATASTORE).is_file():
-        source = _read_datastore(root)
-    elif (root / "imagesTr").is_dir():
-        source = _read_decathlon(root)
-    else:
-        source = _read_folder(root)
-
-    labeled = [case for case in source.training if "label" in case]
-    unlabeled = [{"image": case["image"]} for case in source.training if "label" not in case]
-    if source.validation is None:
-        kept = len(labeled) - len(labeled) // 5
-        labeled, validation = labeled[:kept], labeled[kept:]
-        origin = f"the last fifth of the labeled cases, because {source.name} lists no validation cases"
-    else:
-        validation, origin = source.validation, source.name
-    _require_usable(labeled, unlabeled, validation, source.name, labels_required)
-    labeled, hidden = _hide_labels(labeled, num_labeled, len(validation) if source.validation is None else 0)
+    source = _read_datalist(root, Path(datalist).expanduser()) if datalist else _read_layout(root)
+    split = split_cases(source.training, source.validation, source.name, group, num_folds, fold)
+    labeled = _without_group(case for case in split.training if "label" in case)
+    unlabeled = _without_group(case for case in split.training if "label" not in case)
+    validation = _without_group(split.validation)
+    require_usable(labeled, unlabeled, validation, source.name, labels_required)
+    labeled, hidden = hide_labels(labeled, num_labeled, split.held_out)
     unlabeled += hidden
 
     logger.info(
         f"{root}: {len(labeled)} labeled, {len(unlabeled)} unlabeled and {len(validation)} validation cases "
-        f"(validation: {origin if validation else 'none'})."
+        f"(validation: {split.origin if validation else 'none'})."
     )
     return Cases(labeled=labeled, unlabeled=unlabeled, validation=validation)
 
 
-def overlap_problems(training: Iterable[Mapping[str, Any]], validation: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each validation image that is a training image too.
-
-    Links are followed, because a link to a scan is not another scan.
-    """
-    real_paths = {os.path.realpath(case["image"]) for case in training}
-    return [
-        f"{case['image']} is listed for training and for validation: expected in one of them only."
-        for case in validation
-        if os.path.realpath(case["image"]) in real_paths
-    ]
-
-
-def _require_usable(
-    labeled: Sequence[Mapping[str, str]],
-    unlabeled: Sequence[Mapping[str, str]],
-    validation: Sequence[Mapping[str, str]],
-    source: str,
-    labels_required: bool,
-) -> None:
-    """Check that validation cases have labels and are not for training, and that there is a label to train on."""
-    for case in validation:
-        if "label" not in case:
-            raise InputError(f"{source}: the validation case {case['image']} has no label file: expected one for each.")
-    for problem in overlap_problems([*labeled, *unlabeled], validation):
-        raise InputError(f"{source}: {problem}")
-    if not labeled and labels_required:
-        if validation and not unlabeled:
-            raise InputError(
-                f"{source}: all {len(validation)} cases are for validation: expected some labeled cases for training."
-            )
-        raise InputError(
-            f"{source}: found no label among {len(unlabeled)} training cases: expected at least one label file, with "
-            "the file name of its image, in labels/ or labelsTr/."
-        )
-
-
-def _hide_labels(
-    labeled: list[dict[str, str]], num_labeled: int | None, held_out: int
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the first ``num_labeled`` cases, and the others without their label.
+def find_cases_to_evaluate(scans: str | os.PathLike[str] | None = None, **options: Any) -> Cases:
+    """Find the cases of an evaluation: all labeled scans of a folder, or the validation cases of a data set.
 
     Args:
-        labeled: labeled training cases.
-        num_labeled: how many keep their label; None for all.
-        held_out: how many labeled cases were taken for validation, for the message.
+        scans: a folder in one of the layouts of :func:`find_cases`. All its labeled scans are for validation, whatever
+            its lists say, and the data set is not read. None: the data set decides.
+        options: the arguments of :func:`find_cases`.
+
+    Raises:
+        InputError: if there is no labeled scan in ``scans``, if ``scans`` and ``fold`` are both given, and as in
+            :func:`find_cases`.
     """
-    if num_labeled is None:
-        return labeled, []
-    if not isinstance(num_labeled, int) or isinstance(num_labeled, bool) or num_labeled < 1:
-        raise InputError(f"num_labeled is {num_labeled!r}: expected a whole number of at least 1, or null for all.")
-    if num_labeled > len(labeled):
-        reason = f" ({held_out} more are held out for validation)" if held_out else ""
+    if scans is None:
+        return find_cases(**options)
+    if options.get("fold") is not None:
         raise InputError(
-            f"num_labeled is {num_labeled}, but {len(labeled)} labeled training cases exist{reason}: "
-            f"expected 1 to {len(labeled)}."
+            f"scans is {scans} and fold is {options['fold']}: expected one of them, and null for the other."
         )
-    return labeled[:num_labeled], [{"image": case["image"]} for case in labeled[num_labeled:]]
+    root = Path(scans).expanduser()
+    source = _read_layout(root, "scans", lists=False)
+    validation = _without_group(case for case in (*source.training, *(source.validation or ())) if "label" in case)
+    unlabeled = len(source.training) + len(source.validation or ()) - len(validation)
+    if not validation:
+        raise InputError(
+            f"scans {root} has {unlabeled} scans and no label: expected a label for each scan to evaluate."
+        )
+    logger.info(f"{root}: {len(validation)} labeled scans to evaluate ({unlabeled} without a label are left out).")
+    return Cases(labeled=[], unlabeled=[], validation=validation)
 
 
 @dataclass(frozen=True)
@@ -194,36 +162,51 @@ class _Source:
     name: str
 
 
-def _read_folder(root: Path) -> _Source:
+def _read_layout(root: Path, key: str = "dataset_dir", lists: bool = True) -> _Source:
+    """Read a folder in the layout that it has.
+
+    Args:
+        root: the folder.
+        key: the config key that names the folder, for messages.
+        lists: whether the folder's lists are read. False: every scan is there, with its label if it has one.
+    """
+    if (root / DATASTORE).is_file():
+        return _read_datastore(root, key)
+    if (root / "imagesTr").is_dir():
+        return _read_decathlon(root, key, lists)
+    return _read_folder(root, key, lists)
+
+
+def _read_folder(root: Path, key: str, lists: bool) -> _Source:
     images, labels = _files_by_case(root / "images"), _files_by_case(root / "labels")
     if not images:
-        raise _no_images(root)
+        raise _no_images(root, key)
     check_label_names(images, labels)
-    validation = _read_list(root / "val.list", images)
-    training = _read_list(root / "train.list", images)
+    validation = _read_list(root / "val.list", images) if lists else None
+    training = _read_list(root / "train.list", images) if lists else None
     if training is None:
         training = sorted(set(images) - set(validation or ()))
-    lists = [name for name in ("train.list", "val.list") if (root / name).is_file()]
+    found = [name for name in ("train.list", "val.list") if lists and (root / name).is_file()]
     return _Source(
         training=[_case(images[name], labels.get(name)) for name in training],
         validation=None if validation is None else [_case(images[name], labels.get(name)) for name in validation],
-        name=f"{root} ({', '.join(lists)})" if lists else str(root),
+        name=f"{root} ({', '.join(found)})" if found else str(root),
     )
 
 
-def _read_decathlon(root: Path) -> _Source:
+def _read_decathlon(root: Path, key: str, lists: bool) -> _Source:
     images, labels = _files_by_case(root / "imagesTr"), _files_by_case(root / "labelsTr")
     if not images:
-        raise _no_images(root)
+        raise _no_images(root, key)
     check_label_names(images, labels)
     path = root / "dataset.json"
-    lists = _read_json(path) if path.is_file() else {}
-    training, validation = (_listed_cases(root, lists, key, path) for key in ("training", "validation"))
+    listed = _read_json(path) if lists and path.is_file() else {}
+    training, validation = (_listed_cases(root, listed, name, path) for name in ("training", "validation"))
     if training is None:
         taken = {case["image"] for case in validation or ()}
         training = [_case(images[name], labels.get(name)) for name in sorted(images)]
         training = [case for case in training if case["image"] not in taken]
-    return _Source(training=training, validation=validation, name=str(path if lists else root))
+    return _Source(training=training, validation=validation, name=str(path if listed else root))
 
 
 def _read_datalist(root: Path, datalist: Path) -> _Source:
@@ -238,11 +221,11 @@ def _read_datalist(root: Path, datalist: Path) -> _Source:
         raise InputError(f"datalist {path} has no key 'labeled': expected a list of {{image, label}} under it.")
 
     labeled, unlabeled, validation = (_listed_cases(root, lists, key, path) for key in DATALIST_KEYS)
-    unlabeled = [{"image": case["image"]} for case in unlabeled or ()]
+    unlabeled = [{key: case[key] for key in case if key != "label"} for case in unlabeled or ()]
     return _Source(training=[*(labeled or ()), *unlabeled], validation=validation, name=str(path))
 
 
-def _read_datastore(root: Path) -> _Source:
+def _read_datastore(root: Path, key: str) -> _Source:
     path = root / DATASTORE
     store = _read_json(path)
     images, labels = root / store.get("images_dir", ""), root / store.get("labels_dir", "labels") / "final"
@@ -256,14 +239,14 @@ def _read_datastore(root: Path) -> _Source:
             held_out = final is not None and entry["image"].get("info", {}).get("split") == "validation"
             (validation if held_out else training).append(case)
     if not training and not validation:
-        raise _no_images(root)
+        raise _no_images(root, key)
     return _Source(training=training, validation=validation or None, name=str(path))
 
 
-def _no_images(root: Path) -> InputError:
-    """Return the error for a folder in which no image was found."""
+def _no_images(root: Path, key: str) -> InputError:
+    """Return the error for a folder, named by a config key, in which no image was found."""
     return InputError(
-        f"dataset_dir {root} {'has no images' if root.is_dir() else 'does not exist'}: expected .nii.gz or .nii files "
+        f"{key} {root} {'has no images' if root.is_dir() else 'does not exist'}: expected .nii.gz or .nii files "
         "in images/ and labels/, or in imagesTr/ and labelsTr/, or a MONAI Label datastore; for demo data, run "
         "`python scripts/make_demo_data.py --output_dir DIR` in the repository." + no_images_hint(root)
     )
@@ -324,7 +307,8 @@ def _listed_case(root: Path, entry: Any, place: str, labeled: bool) -> dict[str,
 
     Args:
         root: the folder to which the paths are relative.
-        entry: ``{"image": path, "label": path}``, or the path of the image alone. The image must exist.
+        entry: ``{"image": path, "label": path, "group": name}``, the last two optional, or the path of the image alone.
+            The image must exist.
         place: the file and the key, for messages.
         labeled: whether the label must exist too.
     """
@@ -339,7 +323,17 @@ def _listed_case(root: Path, entry: Any, place: str, labeled: bool) -> dict[str,
     exists = label is not None and label.is_file()
     if labeled and not exists:
         raise InputError(f"{place}: the label of {image} is {entry.get('label')!r}: expected the path of a file.")
-    return _case(image, label if exists else None)
+    case = _case(image, label if exists else None)
+    if entry.get("group") is not None:
+        if not isinstance(entry["group"], (str, int)) or not str(entry["group"]).strip():
+            raise InputError(f"{place}: the group of {image} is {entry['group']!r}: expected a name or a number.")
+        case["group"] = str(entry["group"]).strip()
+    return case
+
+
+def _without_group(cases: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return the cases with the keys that datasets read, for which groups mean nothing."""
+    return [{key: case[key] for key in ("image", "label") if key in case} for case in cases]
 
 
 def _case(image: Path, label: Path | None) -> dict[str, str]:

@@ -14,10 +14,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dbisl.data.cases import overlap_problems
 from dbisl.data.mistakes import class_name_problems, growth_warning, missing_class_warnings, scaled_label_hint
 from dbisl.data.nifti import READERS, image_problem, read_nifti, shape_text, spatial_shape
 from dbisl.data.partial_labels import IGNORE_LABEL
+from dbisl.data.splits import overlap_problems
 from dbisl.utils.errors import raise_if_any
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def check_cases(
     in_channels: int,
     class_names: Sequence[str],
     patch_size: Sequence[int],
-    patch_divisor: int,
+    patch_divisor: Sequence[int],
     spacing: Sequence[float] | None,
     bfloat16_on_cpu: bool = False,
     labels_required: bool = True,
@@ -70,7 +70,7 @@ def check_cases(
         class_names: names of the classes, background first. Labels hold whole numbers below their number, and 255 where
             nothing was annotated.
         patch_size: voxels of a training patch on each axis. Its length is the number of spatial axes, 2 or 3.
-        patch_divisor: number by which the network needs each patch size to be divisible.
+        patch_divisor: number by which the network needs the patch size to be divisible, on each axis.
         spacing: size of a voxel after resampling, in millimetres along R, A, S; None keeps the spacing of each scan.
         bfloat16_on_cpu: whether the network trains with bfloat16 autocast on the CPU, which excludes some patches.
         labels_required: whether having no labeled cases is a problem.
@@ -81,12 +81,12 @@ def check_cases(
     """
     start = time.perf_counter()
     options = class_name_problems(class_names) + option_problems(patch_size, patch_divisor, spacing)
-    if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor:
+    if bfloat16_on_cpu and len(patch_size) == 3 and patch_size[0] == 2 * patch_divisor[0]:
         # PyTorch 2.13: the gradient of a 3x3x3 convolution over 2 x ... voxels reads uninitialised memory.
         options.append(
             f"patch_size is {patch_size[0]} on axis 0, so the network's deepest feature map has 2 voxels there, and "
             "bfloat16 gradients of such maps are wrong on a CPU: "
-            f"expected at least {3 * patch_divisor}, or --amp False."
+            f"expected at least {3 * patch_divisor[0]}, or --amp False."
         )
     raise_if_any(options + _list_problems(labeled, unlabeled, validation, labels_required))
 
@@ -115,26 +115,30 @@ def check_cases(
     )
 
 
-def option_problems(patch_size: Sequence[int], patch_divisor: int, spacing: Sequence[float] | None) -> list[str]:
+def option_problems(
+    patch_size: Sequence[int], patch_divisor: Sequence[int], spacing: Sequence[float] | None
+) -> list[str]:
     """Return a sentence for each patch size that the network cannot take, and for a spacing that does not fit.
 
     The arguments are those of :func:`check_cases`.
     """
     if not _are_numbers(patch_size, int) or len(patch_size) not in (2, 3):
         return [f"patch_size is {patch_size!r}: expected a list of 2 or 3 whole numbers."]
+    if len(patch_size) != len(patch_divisor):
+        return [f"patch_size is {list(patch_size)}: expected {len(patch_divisor)} axes, as the network has."]
     problems = []
-    for axis, size in enumerate(patch_size):
-        if size < 1 or size % patch_divisor:
-            below, above = (max(size // patch_divisor + more, 1) * patch_divisor for more in (0, 1))
+    for axis, (size, divisor) in enumerate(zip(patch_size, patch_divisor, strict=True)):
+        if size < 1 or size % divisor:
+            below, above = (max(size // divisor + more, 1) * divisor for more in (0, 1))
             nearest = f"{below} or {above}" if below < above else f"{above}"
             problems.append(
-                f"patch_size is {list(patch_size)}: expected a multiple of {patch_divisor} on axis {axis}, not {size}; "
+                f"patch_size is {list(patch_size)}: expected a multiple of {divisor} on axis {axis}, not {size}; "
                 f"nearest is {nearest}."
             )
-    if all(size == patch_divisor for size in patch_size):
+    if list(patch_size) == list(patch_divisor):
         problems.append(
-            f"patch_size is {list(patch_size)}: expected more than {patch_divisor} on at least one axis, because the "
-            "network's deepest feature map would be a single voxel."
+            f"patch_size is {list(patch_size)}: expected more than {list(patch_divisor)} on at least one axis, because "
+            "the network's deepest feature map would be a single voxel."
         )
     if spacing is not None and not (
         _are_numbers(spacing, int, float)

@@ -94,7 +94,7 @@ def no_images_hint(root: Path) -> str:
     folders = [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())] if root.is_dir() else []
     for folder in folders:
         if is_dicom_series(folder):
-            return f" {folder} is a DICOM series: training reads NIfTI files, which dcm2niix makes of DICOM."
+            return f" {folder} is a DICOM series: expected NIfTI files, as the repository's scripts/prepare.py makes."
     return ""
 
 
@@ -116,6 +116,6 @@ def check_label_names(images: Mapping[str, Path], labels: Mapping[str, Path]) ->
         label = CHANNEL_SUFFIX.sub("", of_nnunet[0])
         raise InputError(
             f"{sentence}: the images are named as nnU-Net names them ({images[of_nnunet[0]].name}); expected "
-            f"{labels[label].name} for both."
+            f"{labels[label].name} for both, as the repository's scripts/prepare.py writes them."
         )
     logger.warning("%s and are not used.", sentence)

@@ -22,6 +22,7 @@ from monai.utils.enums import CommonKeys as Keys
 
 from dbisl.data.checks import option_problems
 from dbisl.data.scans import check_image
+from dbisl.data.statistics import measure_scan, unlike_training
 from dbisl.engines.report import FAILED, SEGMENTED, SKIPPED, ArchiveReport, ScanResult
 from dbisl.transforms.writers import MAP_KEYS, ScanLayout
 from dbisl.utils.errors import InputError, raise_if_any
@@ -31,29 +32,41 @@ from dbisl.utils.files import first_line
 class ArchiveDataset(Dataset):
     """MONAI dataset that reports a scan which cannot be loaded instead of raising.
 
-    An item has the keys of the transformed case, ``case`` (path of the scan) and ``loading_seconds``. A scan that
-    cannot be loaded gives ``failure`` (a sentence that says why) instead of the transformed keys.
+    An item has the keys of the transformed case, ``case`` (path of the scan), ``loading_seconds`` and ``warning`` (how
+    the scan is unlike the training scans, or an empty string). A scan that cannot be loaded gives ``failure`` (a
+    sentence that says why) instead of the transformed keys.
 
     Args:
         data: cases, each ``{"image": path, "case": path}``.
         transform: the transform of MONAI's ``Dataset``.
         spatial_dims: number of spatial axes, 2 or 3.
         in_channels: number of channels of an image.
+        training_scans: description of the scans that the network was trained on, from
+            :func:`dbisl.data.describe_scans`; None: not known, so that no scan is measured.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, str]], transform: Callable[..., Any], spatial_dims: int, in_channels: int
+        self,
+        data: Sequence[Mapping[str, str]],
+        transform: Callable[..., Any],
+        spatial_dims: int,
+        in_channels: int,
+        training_scans: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(data, transform)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.training_scans = training_scans
 
     def __getitem__(self, index: Any) -> Any:
         case = self.data[index]
         started = time.perf_counter()
-        item: dict[str, Any] = {"case": case["case"]}
+        item: dict[str, Any] = {"case": case["case"], "warning": ""}
         try:
             check_image(case[Keys.IMAGE], self.spatial_dims, self.in_channels)
+            if self.training_scans:
+                scan = measure_scan(case[Keys.IMAGE], self.spatial_dims, self.in_channels)
+                item["warning"] = unlike_training(scan, self.training_scans)
             item |= super().__getitem__(index)
         except Exception as error:  # readers and transforms raise many types on a broken file
             item["failure"] = _failure(case["case"], error)
@@ -92,6 +105,7 @@ class ArchiveEvaluator(SupervisedEvaluator):
             result = ScanResult(case, FAILED, _failure(case, error))
         engine.state.output = []  # frees the memory for the next scan
         result.seconds = seconds + time.perf_counter() - started
+        result.warning = batchdata.get("warning", [""])[0]
         self.report.add(result)
         return engine.state.output
 
@@ -179,7 +193,7 @@ def check_options(
     *,
     num_classes: int,
     patch_size: Sequence[int],
-    patch_divisor: int,
+    patch_divisor: Sequence[int],
     spacing: Sequence[float] | None,
     overlap: float | Sequence[float],
     keep_largest: Sequence[int],
@@ -191,7 +205,7 @@ def check_options(
     Args:
         num_classes: number of classes, with the background.
         patch_size: size of a window along each axis, in voxels.
-        patch_divisor: the number that must divide every size of a window, so that the network can downsample it.
+        patch_divisor: on each axis, the number that must divide a window's size, so that the network can downsample it.
         spacing: size of a voxel for the network along each axis, in millimetres; None for the scan's own.
         overlap: fraction of a window that its neighbour overlaps, for all axes or per axis.
         keep_largest: classes to reduce to their largest connected component.

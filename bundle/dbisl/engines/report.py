@@ -17,8 +17,11 @@ logger = logging.getLogger(__name__)
 SEGMENTED, FAILED, SKIPPED, UNFINISHED = "segmented", "failed", "skipped", "unfinished"
 """The values of ``ScanResult.status``."""
 
-COLUMNS = ("case", "status", "seconds", "uncertainty", "files", "reason")
-"""The columns of every report. The volumes of the classes stand between ``seconds`` and ``uncertainty``."""
+COLUMNS = ("case", "status", "seconds", "uncertainty", "files", "reason", "warning")
+"""The columns of every report; reports of earlier versions lack ``warning``.
+
+The volumes of the classes stand between ``seconds`` and ``uncertainty``.
+"""
 
 ML = " (ml)"
 """The end of a volume's column, after the name of the class."""
@@ -44,6 +47,7 @@ class ScanResult:
         uncertainty: entropy (divided by ``log K``) summed over all voxels, divided by the number of foreground voxels:
             roughly the fraction of the structures that could be wrong. None if the scan has no foreground voxel.
         files: names in ``output_dir`` of the files that were written for the scan.
+        warning: how the scan is unlike the training scans; empty if it is like them, or if nothing is known of them.
     """
 
     case: str
@@ -53,6 +57,7 @@ class ScanResult:
     volumes_ml: dict[str, float] = field(default_factory=dict)
     uncertainty: float | None = None
     files: list[str] = field(default_factory=list)
+    warning: str = ""
 
 
 class ArchiveReport:
@@ -93,7 +98,7 @@ class ArchiveReport:
         with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             columns = list(rows.fieldnames or ())
-            if not set(COLUMNS).issubset(columns):
+            if not set(COLUMNS).difference(["warning"]).issubset(columns):
                 raise InputError(f"{self.path} has the columns {columns}: expected {list(COLUMNS)} and others.")
             number_columns = [name for name in columns if name.endswith(NUMBERS)]
             for row in rows:
@@ -122,6 +127,8 @@ class ArchiveReport:
             logger.warning(result.reason)
         elif result.status == SEGMENTED:
             logger.info("%s segmented in %.1f s", result.case, result.seconds)
+            if result.warning:
+                logger.warning("%s is %s", result.case, result.warning)
         self.write()
 
     def write(self) -> None:
@@ -166,6 +173,7 @@ class ArchiveReport:
             {name.removesuffix(ML): volume for name, volume in numbers.items() if name.endswith(ML)},
             numbers.get("uncertainty"),
             row["files"].split(SEPARATOR) if row["files"] else [],
+            row.get("warning") or "",
         )
 
     def _files(self, case: str) -> list[str]:
@@ -187,4 +195,5 @@ def _cells(result: ScanResult) -> dict[str, str]:
         "uncertainty": "" if result.uncertainty is None else f"{result.uncertainty:.4f}",
         "files": SEPARATOR.join(result.files),
         "reason": result.reason,
+        "warning": result.warning,
     }

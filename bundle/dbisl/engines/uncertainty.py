@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from dbisl.bridge import normalised_entropy
 from dbisl.transforms.postprocessing import FuseTasksd
+from dbisl.utils.recipe import check_recipe
 
 
 class ScanScores:
@@ -27,6 +28,9 @@ class ScanScores:
         weights: path of the network's state dict; None for the bundle's ``models/model.pt``.
         device: device of the network.
         overrides: other values for keys of ``inference.json``.
+
+    Raises:
+        InputError: if the weights were trained for something else than the config says.
     """
 
     def __init__(
@@ -39,10 +43,12 @@ class ScanScores:
         configs = Path(bundle_root) / "configs"
         config = ConfigParser()
         config.read_config([str(configs / "inference.json"), str(configs / "maps.json")])
-        config.update({**(overrides or {}), "bundle_root": str(bundle_root), "device": device})
+        path = Path(bundle_root) / "models" / "model.pt" if weights is None else weights
+        places = {"bundle_root": str(bundle_root), "ckpt_path": os.fspath(path), "device": device}
+        config.update({**(overrides or {}), **places})
+        check_recipe(path, config.get_parsed_content("recipe"))
         self.device = device
         self.network = config.get_parsed_content("network").eval()
-        path = Path(bundle_root) / "models" / "model.pt" if weights is None else weights
         self.network.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         self.preprocessing = config.get_parsed_content("preprocessing")
         self.inferer = config.get_parsed_content("inferer")

@@ -112,7 +112,6 @@ class Checkpoints:
         if score is not None and score > engine.state.best_score:
             engine.state.best_score = float(score)
             self._write(BEST_MODEL, self.model.state_dict())
-            logger.info("epoch %d: best %s so far, %.4f", engine.state.epoch, name, score)
 
     def _finish(self, engine: Any) -> None:
         if engine.state.best_score == -math.inf and len(self.evaluator.data_loader) > 0:  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ replaces stays in ``models/versions``, named by date and score; ``label_app/vers
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -25,9 +24,11 @@ from monai.engines.evaluator import Evaluator
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
+from dbisl.data.statistics import describe_scans
 from dbisl.handlers.checkpoints import BEST_MODEL, FINAL_MODEL
 from dbisl.utils.errors import InputError
 from dbisl.utils.files import atomic_path
+from dbisl.utils.recipe import differences, next_record_path, read_record, record_path, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class ModelVersions:
     """The served weights of a folder, and the weights that were served before.
 
     Beside ``model.pt`` stands ``model.json``, its record: ``date`` (UTC), ``score`` (None if it was not validated),
-    ``trained_on`` (names of the labeled scans), and the SHA-256 of the weights that it describes.
+    ``trained_on`` (names of the labeled scans), the SHA-256 of the weights that it describes, and their ``recipe``
+    (:mod:`dbisl.utils.recipe`), if it is known. A version keeps its record.
 
     Args:
         ckpt_dir: the folder.
@@ -50,16 +52,15 @@ class ModelVersions:
 
     def record(self) -> dict[str, Any]:
         """Return the record of the served weights; for weights that came without one, only their date is known."""
-        path = self.served.with_suffix(".json")
-        sha256 = _sha256(self.served)
-        if path.is_file():
-            record = json.loads(path.read_text())
-            if record.get("sha256") == sha256:
-                return dict(record)
+        record = read_record(self.served)
+        if record is not None:
+            return record
         date = datetime.fromtimestamp(self.served.stat().st_mtime, timezone.utc)
-        return {"date": _iso_date(date), "score": None, "trained_on": [], "sha256": sha256}
+        return {"date": _iso_date(date), "score": None, "trained_on": [], "sha256": sha256(self.served)}
 
-    def publish(self, weights: Path, score: float | None, trained_on: Iterable[str]) -> None:
+    def publish(
+        self, weights: Path, score: float | None, trained_on: Iterable[str], recipe: Mapping[str, Any] | None = None
+    ) -> None:
         """Serve a file's weights from now on. The file is moved; what was served becomes a version.
 
         Weights that are served already leave everything as it is.
@@ -68,16 +69,17 @@ class ModelVersions:
             weights: a file in the same folder.
             score: score on the validation scans; None where there are none.
             trained_on: names of the labeled scans.
+            recipe: the recipe of the weights; None: not known.
         """
-        date = _iso_date(datetime.now(timezone.utc))
-        record = {"date": date, "score": score, "trained_on": sorted(trained_on), "sha256": _sha256(weights)}
-        if self.served.is_file() and _sha256(self.served) == record["sha256"]:
+        record = make_record(weights, score, trained_on, recipe)
+        if self.served.is_file() and sha256(self.served) == record["sha256"]:
             weights.unlink()
             return
         self._keep_served()
+        self._announce(record)
         os.replace(weights, self.served)
         weights.unlink(missing_ok=True)  # os.replace leaves two names of one file as they are
-        self._write_record(record)
+        self._settle()
 
     def names(self) -> list[str]:
         """Return the versions, the latest last.
@@ -85,7 +87,7 @@ class ModelVersions:
         The weights that are served are left out: a process that was killed while it replaced the model may have left
         them there.
         """
-        served = _sha256(self.served) if self.served.is_file() else None
+        served = sha256(self.served) if self.served.is_file() else None
         # Hidden files are what killed processes left half-written.
         paths = [path for path in self.folder.glob("*.json") if not path.name.startswith(".")]
         records = {path.stem: json.loads(path.read_text()) for path in paths}
@@ -113,10 +115,11 @@ class ModelVersions:
         chosen = self.folder / f"{name}.pt"
         record = json.loads(chosen.with_suffix(".json").read_text())
         self._keep_served()
+        self._announce({key: value for key, value in record.items() if key != "replaced"})
         with atomic_path(self.served) as temporary:
             _link_or_copy(chosen, temporary)
             os.utime(temporary)  # a server looks for a new date
-        self._write_record({key: value for key, value in record.items() if key != "replaced"})
+        self._settle()
         chosen.unlink()
         chosen.with_suffix(".json").unlink()
         return name
@@ -133,8 +136,34 @@ class ModelVersions:
         with atomic_path(self.folder / f"{name}.pt") as temporary:
             _link_or_copy(self.served, temporary)
 
-    def _write_record(self, record: Mapping[str, Any]) -> None:
-        _write_json(self.served.with_suffix(".json"), record)
+    def _announce(self, record: Mapping[str, Any]) -> None:
+        """Write the record of the weights that come next: even if this process is killed, they are never without."""
+        _write_json(next_record_path(self.served), record)
+
+    def _settle(self) -> None:
+        """Make the announced record the record of the served weights."""
+        os.replace(next_record_path(self.served), record_path(self.served))
+
+
+def make_record(
+    weights: Path,
+    score: float | None,
+    trained_on: Iterable[str],
+    recipe: Mapping[str, Any] | None = None,
+    date: datetime | None = None,
+) -> dict[str, Any]:
+    """Return the record of weights; the arguments are those of :meth:`ModelVersions.publish`.
+
+    Args:
+        date: when they were trained, with a time zone; None: now.
+    """
+    record = {
+        "date": _iso_date(date or datetime.now(timezone.utc)),
+        "score": score,
+        "trained_on": sorted(trained_on),
+        "sha256": sha256(weights),
+    }
+    return record if recipe is None else {**record, "recipe": dict(recipe)}
 
 
 class PublishModel:
@@ -144,6 +173,9 @@ class PublishModel:
     evaluated on the same validation scans when the training starts; it stays if it is better, and otherwise becomes a
     version (:class:`ModelVersions`). Until the training completes, and when it fails or is stopped, ``model.pt`` stays
     as it is.
+
+    Beside each file of weights stands its record, with the recipe of the training and a description of its scans
+    (:func:`dbisl.data.describe_scans`).
 
     ``engine.state.trained_on`` lists the labeled scans of the training and of the weights that it started from; it is
     saved with the trainer's own state.
@@ -155,7 +187,9 @@ class PublishModel:
         evaluator: gives the score of the served weights.
         labeled: the labeled training cases, for the record of the published weights.
         validation: the validation cases. Served weights that were trained on one of them cannot be compared and are
-            replaced.
+            replaced, and so are weights of another recipe.
+        unlabeled: the unlabeled training cases, for the recipe.
+        recipe: the recipe of this training, from :func:`dbisl.utils.describe_recipe`; None: the records have none.
     """
 
     def __init__(
@@ -167,8 +201,13 @@ class PublishModel:
         evaluator: Evaluator,
         labeled: Sequence[Mapping[str, Any]] = (),
         validation: Sequence[Mapping[str, Any]] = (),
+        unlabeled: Sequence[Mapping[str, Any]] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
+        self.recipe = recipe
+        self.labeled_cases = labeled
+        self.unlabeled_cases = unlabeled
         self.model = model
         self.network = network
         self.evaluator = evaluator
@@ -208,9 +247,14 @@ class PublishModel:
         path = self.versions.served
         if not path.is_file() or len(self.evaluator.data_loader) == 0:  # type: ignore[arg-type]
             return -math.inf
-        seen = self.validation.intersection(self.versions.record()["trained_on"])
+        record = self.versions.record()
+        for difference in differences(self.recipe or {}, record.get("recipe", {})):
+            logger.info("%s will be replaced: it was %s", path, difference)
+            return -math.inf
+        # Of all processes, each of which validates its share: all of them evaluate, or none.
+        seen = int(idist.all_reduce(len(self.validation.intersection(record["trained_on"]))))
         if seen:
-            logger.info("%s was trained on %d of the validation scans: it will be replaced", path, len(seen))
+            logger.info("%s was trained on %d of the validation scans: it will be replaced", path, seen)
             return -math.inf
         own = copy.deepcopy(self.model.state_dict())
         device = next(self.model.parameters()).device
@@ -232,13 +276,16 @@ class PublishModel:
 
     @idist.one_rank_only()
     def _publish(self, engine: Any) -> None:
-        best, score = self.ckpt_dir / BEST_MODEL, engine.state.best_score
+        best, final, score = self.ckpt_dir / BEST_MODEL, self.ckpt_dir / FINAL_MODEL, engine.state.best_score
+        recipe = self._recipe()
+        if recipe is not None:
+            _write_json(record_path(final), make_record(final, None, engine.state.trained_on, recipe))
         if score == -math.inf:
             logger.warning(
                 "nothing was validated (no validation scan, or none with a structure): model.pt is the last network"
             )
-            shutil.copyfile(self.ckpt_dir / FINAL_MODEL, best)
-            self.versions.publish(best, None, engine.state.trained_on)
+            shutil.copyfile(final, best)
+            self.versions.publish(best, None, engine.state.trained_on, recipe)
         elif self._to_beat is not None and score < self._to_beat:
             logger.warning(
                 "model.pt stays: it reaches %.4f on the validation scans, this training %.4f (%s)",
@@ -246,13 +293,23 @@ class PublishModel:
                 score,
                 best,
             )
+            if recipe is not None and best.is_file():
+                _write_json(record_path(best), make_record(best, score, engine.state.trained_on, recipe))
         elif best.is_file():  # if not, an earlier run has published it and nothing was better since
-            self.versions.publish(best, score, engine.state.trained_on)
+            self.versions.publish(best, score, engine.state.trained_on, recipe)
             logger.info("model.pt is the best network of this training, %.4f", score)
 
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    def _recipe(self) -> dict[str, Any] | None:
+        """Return the recipe with the description of the scans."""
+        if self.recipe is None:
+            return None
+        scans = describe_scans(
+            labeled=self.labeled_cases,
+            unlabeled=self.unlabeled_cases,
+            spatial_dims=len(self.recipe["patch_size"]),
+            in_channels=self.recipe["in_channels"],
+        )
+        return {**self.recipe, "scans": scans}
 
 
 def _iso_date(date: datetime) -> str:

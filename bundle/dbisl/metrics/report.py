@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 from collections import Counter
@@ -26,13 +27,15 @@ from monai.utils.type_conversion import convert_to_numpy
 from dbisl.metrics.surface import OUTCOMES, MaskMetrics, surface_metrics
 from dbisl.utils.files import atomic_path, case_name
 
+logger = logging.getLogger(__name__)
+
 METRICS = {
     "dice": "Dice",
     "jaccard": "Jaccard",
     "hd95_mm": "95HD (mm)",
-    "asd_mm": "ASD (mm)",
+    "assd_mm": "ASSD (mm)",
     "hd95_voxel": "95HD (voxel)",
-    "asd_voxel": "ASD (voxel)",
+    "assd_voxel": "ASSD (voxel)",
 }
 """The metrics of a report and their headings."""
 
@@ -66,8 +69,8 @@ class MetricSummary:
         class_index: foreground class, from 1; None for the average over the classes.
         class_name: name of the class; ``"mean"`` for the average over the classes.
         metric: one of ``METRICS``.
-        n: number of cases in the statistics. Overlaps count a false negative or false positive as 0. Distances are not
-            defined for it and leave it out: read them together with ``false_negative`` and ``false_positive``.
+        n: number of cases in the statistics. Overlaps count a false negative or false positive as 0. Distances leave
+            out cases in which one mask is empty: read them together with ``false_negative`` and ``false_positive``.
         mean, std, median: statistics over those ``n`` cases; ``std`` divides by ``n``; NaN if ``n`` is 0.
         found, false_negative, false_positive, absent: how often each outcome occurred; for the average over the classes
             their sum over the classes.
@@ -213,7 +216,7 @@ class MetricsReport:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             _write_csv(self.output_dir / "cases.csv", CASE_COLUMNS, rows)
             _write_csv(self.output_dir / "summary.csv", SUMMARY_COLUMNS, summaries)
-            engine.logger.info(
+            logger.info(
                 "%d cases, mean ± standard deviation, written to %s\n%s",
                 len(cases),
                 self.output_dir,

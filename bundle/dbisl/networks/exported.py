@@ -52,9 +52,11 @@ def load_exported(path: str, device: torch.device | str) -> nn.Module:
         device: the device to run on.
 
     Raises:
-        InputError: if there is no such file, it has another extension, or it does not hold a network; also if an ONNX
-            file is given and the package onnxruntime is not installed.
+        InputError: if there is no such file, it has another extension, or it does not hold a network; if an ONNX file
+            is given and the package onnxruntime is not installed; if a list of files is given.
     """
+    if isinstance(path, (list, tuple)):
+        raise InputError(f"ckpt_path is a list of {len(path)} files: expected one file for an exported network.")
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist: expected an exported network (ckpt_path).")
     if Path(path).suffix not in (".ts", ".onnx"):

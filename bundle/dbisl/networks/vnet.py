@@ -1,13 +1,15 @@
 """The V-Net of the semi-supervised literature, with one decoder for each task.
 
 It has 3x3x3 convolutions, normalisation and ReLU, strided convolutions down, transposed convolutions up, and skip
-connections that are added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share). That literature
-normalises over the batch, which would mix labeled and unlabeled patches here. MONAI's ``VNet`` is another network: it
+connections that are added (Milletari et al. 2016, in the form that UA-MT, DTC and later work share). Strides and
+kernels may differ by axis, for thick slices. That literature normalises over the batch, which would mix labeled and
+unlabeled patches here. MONAI's ``VNet`` is another network: it
 has 5x5x5 kernels and five times the parameters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
-from dbisl.networks.dual_task import DualTaskNetwork
+from dbisl.networks.dual_task import DualTaskNetwork, level_kernels, level_strides
 from dbisl.networks.layers import InstanceNorm
 
 CONVOLUTIONS = (1, 2, 3, 3, 3)
@@ -30,15 +32,16 @@ class DualTaskVNet(DualTaskNetwork):
         in_channels: channels of the image.
         out_channels: number of classes ``K`` with the background; each task predicts every class.
         features: channels of the first level (16 in the literature); each deeper level has twice as many.
-        levels: number of resolutions, 2 to 5 (5 in the literature). Spatial sizes must be multiples of
-            ``divisor = 2 ** (levels - 1)``.
+        levels: number of resolutions, 2 to 5 (5 in the literature).
+        strides, kernel_sizes: of each level, by axis; None: 2 and 3 everywhere. See
+            :func:`dbisl.networks.dual_task.level_strides` and :func:`dbisl.networks.dual_task.level_kernels`.
         dropout: probability that a channel is dropped at the end of the encoder and of each decoder.
         norm: normalisation layer, as MONAI names it (``"instance"``, ``"batch"``, ``("group", {"num_groups": 8})``).
             Instance normalisation needs a patch longer than ``divisor`` on some axis.
         dual_task, fused_output, sdm_slope: as in :class:`dbisl.networks.DualTaskNetwork`.
 
     Raises:
-        ValueError: when ``levels`` is not between 2 and 5.
+        ValueError: when ``levels`` is not between 2 and 5, or strides or kernel sizes do not fit the levels and axes.
 
     Example:
         >>> network = DualTaskVNet(out_channels=3, features=4, levels=3)
@@ -56,15 +59,31 @@ class DualTaskVNet(DualTaskNetwork):
         out_channels: int = 2,
         features: int = 16,
         levels: int = 5,
+        strides: Sequence[int | Sequence[int]] | None = None,
+        kernel_sizes: Sequence[int | Sequence[int]] | None = None,
         dropout: float = 0.0,
         norm: str | tuple = "instance",
         dual_task: bool = True,
         fused_output: bool = False,
         sdm_slope: float = 10.0,
     ) -> None:
-        super().__init__(dual_task=dual_task, fused_output=fused_output, sdm_slope=sdm_slope, divisor=2 ** (levels - 1))
-        shape: dict[str, Any] = {"spatial_dims": spatial_dims, "features": features, "levels": levels}
-        shape |= {"dropout": dropout, "norm": norm}
+        if not 2 <= levels <= len(CONVOLUTIONS):
+            raise ValueError(f"levels must be between 2 and {len(CONVOLUTIONS)}, got {levels}.")
+        shape: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "features": features,
+            "strides": level_strides(spatial_dims, levels, strides),
+            "kernel_sizes": level_kernels(spatial_dims, levels, kernel_sizes),
+            "dropout": dropout,
+            "norm": norm,
+        }
+        super().__init__(
+            dual_task=dual_task,
+            fused_output=fused_output,
+            sdm_slope=sdm_slope,
+            strides=shape["strides"],
+            definition={"in_channels": in_channels, "out_channels": out_channels, "levels": levels, **shape},
+        )
         self.encoder = VNetEncoder(in_channels=in_channels, **shape)
         self.segmentation = VNetDecoder(out_channels=out_channels, **shape)
         if dual_task:
@@ -78,22 +97,31 @@ class VNetEncoder(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         features: channels of the first level; each deeper level has twice as many.
-        levels: number of resolutions, 2 to 5; each level after the first halves the size.
+        strides: strides by axis of each level below the first.
+        kernel_sizes: kernel size by axis of each level.
         dropout: probability that a channel of the deepest level is dropped.
         norm: normalisation layer, as MONAI names it.
     """
 
     def __init__(
-        self, *, spatial_dims: int, in_channels: int, features: int, levels: int, dropout: float, norm: str | tuple
+        self,
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        features: int,
+        strides: Sequence[tuple[int, ...]],
+        kernel_sizes: Sequence[tuple[int, ...]],
+        dropout: float,
+        norm: str | tuple,
     ) -> None:
         super().__init__()
-        _require_levels(levels)
-        channels = [features * 2**level for level in range(levels)]
-        self.first = _stage(spatial_dims, in_channels, channels[0], CONVOLUTIONS[0], norm)
+        self.first = _stage(in_channels, features, CONVOLUTIONS[0], kernel_sizes[0], norm)
         self.deeper = nn.ModuleList()
-        for above, here, convolutions in zip(channels, channels[1:], CONVOLUTIONS[1:], strict=False):
-            down = _layer_with_norm(Conv[Conv.CONV, spatial_dims](above, here, 2, stride=2), spatial_dims, here, norm)
-            self.deeper.append(nn.Sequential(*down, *_stage(spatial_dims, here, here, convolutions, norm)))
+        for level, stride in enumerate(strides, start=1):
+            above, here = features * 2 ** (level - 1), features * 2**level
+            down = Conv[Conv.CONV, spatial_dims](above, here, stride, stride=stride)
+            stage = _stage(here, here, CONVOLUTIONS[level], kernel_sizes[level], norm)
+            self.deeper.append(nn.Sequential(*_layer_with_norm(down, spatial_dims, here, norm), *stage))
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
@@ -110,21 +138,28 @@ class VNetDecoder(nn.Module):
 
     Args:
         out_channels: channels of the output.
-        spatial_dims, features, levels, dropout, norm: as in :class:`VNetEncoder`.
+        spatial_dims, features, strides, kernel_sizes, dropout, norm: as in :class:`VNetEncoder`.
     """
 
     def __init__(
-        self, *, spatial_dims: int, out_channels: int, features: int, levels: int, dropout: float, norm: str | tuple
+        self,
+        *,
+        spatial_dims: int,
+        out_channels: int,
+        features: int,
+        strides: Sequence[tuple[int, ...]],
+        kernel_sizes: Sequence[tuple[int, ...]],
+        dropout: float,
+        norm: str | tuple,
     ) -> None:
         super().__init__()
-        _require_levels(levels)
-        channels = [features * 2**level for level in range(levels)]
         self.up = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for level in reversed(range(levels - 1)):
-            up = Conv[Conv.CONVTRANS, spatial_dims](channels[level + 1], channels[level], 2, stride=2)
-            self.up.append(nn.Sequential(*_layer_with_norm(up, spatial_dims, channels[level], norm)))
-            self.stages.append(_stage(spatial_dims, channels[level], channels[level], CONVOLUTIONS[level], norm))
+        for level in reversed(range(len(strides))):
+            below, here = features * 2 ** (level + 1), features * 2**level
+            up = Conv[Conv.CONVTRANS, spatial_dims](below, here, strides[level], stride=strides[level])
+            self.up.append(nn.Sequential(*_layer_with_norm(up, spatial_dims, here, norm)))
+            self.stages.append(_stage(here, here, CONVOLUTIONS[level], kernel_sizes[level], norm))
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
         self.head = Conv[Conv.CONV, spatial_dims](features, out_channels, 1)
 
@@ -136,6 +171,20 @@ class VNetDecoder(nn.Module):
         return self.head(self.dropout(maps))
 
 
+def _stage(
+    in_channels: int, channels: int, convolutions: int, kernel_size: tuple[int, ...], norm: str | tuple
+) -> nn.Sequential:
+    """Convolutions at one resolution, each with its normalisation and activation."""
+    layers: list[nn.Module] = []
+    dims, padding = len(kernel_size), tuple(size // 2 for size in kernel_size)
+    for index in range(convolutions):
+        convolution = Conv[Conv.CONV, dims](
+            in_channels if index == 0 else channels, channels, kernel_size, padding=padding
+        )
+        layers += _layer_with_norm(convolution, dims, channels, norm)
+    return nn.Sequential(*layers)
+
+
 def _layer_with_norm(convolution: nn.Module, spatial_dims: int, channels: int, norm: str | tuple) -> list[nn.Module]:
     """A convolution with its normalisation and activation."""
     if norm == "instance":
@@ -143,16 +192,3 @@ def _layer_with_norm(convolution: nn.Module, spatial_dims: int, channels: int, n
     else:
         layer = get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
     return [convolution, layer, nn.ReLU(inplace=True)]
-
-
-def _stage(spatial_dims: int, in_channels: int, channels: int, convolutions: int, norm: str | tuple) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for index in range(convolutions):
-        convolution = Conv[Conv.CONV, spatial_dims](in_channels if index == 0 else channels, channels, 3, padding=1)
-        layers += _layer_with_norm(convolution, spatial_dims, channels, norm)
-    return nn.Sequential(*layers)
-
-
-def _require_levels(levels: int) -> None:
-    if not 2 <= levels <= len(CONVOLUTIONS):
-        raise ValueError(f"levels must be between 2 and {len(CONVOLUTIONS)}, got {levels}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,24 @@ from dbisl.utils.errors import InputError
 from dbisl.utils.files import first_line
 
 
-def check_checkpoint(path: str | os.PathLike[str], network: nn.Module) -> None:
-    """Check that a file holds the weights of a network. The network stays as it is.
+def check_checkpoint(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], network: nn.Module) -> None:
+    """Check that a file, or each of several, holds the weights of a network. The network stays as it is.
 
     Args:
-        path: a file with a state dict, as ``torch.save`` writes it.
+        path: a file with a state dict, as ``torch.save`` writes it, or a list with a file for each member of an
+            ensemble.
         network: the network that the weights are for.
 
     Raises:
-        InputError: if there is no such file, or it holds no weights or the weights of another network.
+        InputError: if there is no such file, or it holds no weights or the weights of another network; also if the list
+            is empty.
     """
+    if isinstance(path, (list, tuple)):
+        if not path:
+            raise InputError("ckpt_path is an empty list: expected the weights of at least one trained network.")
+        for member in path:
+            check_checkpoint(member, network)
+        return
     if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
         raise InputError(
             f"{path} does not exist: expected the weights of a trained network (ckpt_path; training writes them as "

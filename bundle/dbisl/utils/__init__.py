@@ -13,6 +13,7 @@ from dbisl.utils.errors import InputError, input_errors_as, raise_if_any
 from dbisl.utils.files import atomic_path, case_name, first_line
 from dbisl.utils.host_memory import keep_freed_memory
 from dbisl.utils.overrides import check_overrides
+from dbisl.utils.recipe import check_recipe, describe_recipe, read_recipe
 
 __all__ = [
     "InputError",
@@ -20,12 +21,15 @@ __all__ = [
     "case_name",
     "check_device",
     "check_overrides",
+    "check_recipe",
     "checks_passed",
+    "describe_recipe",
     "first_line",
     "input_errors_as",
     "keep_freed_memory",
     "raise_if_any",
     "rank_device",
+    "read_recipe",
     "share_of_rank",
     "start_processes",
     "sum_over_ranks",

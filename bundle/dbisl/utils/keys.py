@@ -48,11 +48,23 @@ KEYS = (
         "path",
     ),
     Key("resume", "Whether training goes on from `checkpoint.pt` in `ckpt_dir`."),
-    Key("ckpt_path", "Weights to evaluate, or to segment with.", "path"),
+    Key(
+        "ckpt_path",
+        "Weights to evaluate, or to segment with. A list of files is an ensemble, whose prediction is the mean.",
+        "path",
+    ),
+    Key(
+        "scans",
+        "Folder whose labeled scans are all evaluated, whatever its lists say; null: the validation scans of the data "
+        "set.",
+        "path",
+    ),
     Key("output_postfix", "End of the names of the segmentations."),
     Key("separate_folder", "Whether each scan's files go into a folder of their own."),
     Key("skip_existing", "Whether scans are left out that an earlier run has segmented."),
-    Key("max_previews", "Largest number of pictures that evaluating draws.", "pictures"),
+    Key(
+        "max_previews", "Largest number of pictures that a validation or an evaluation draws, worst first.", "pictures"
+    ),
     # Task
     Key("class_names", "Names of the classes, background first. Their number is the number of classes."),
     Key("in_channels", "Channels of an image.", "channels"),
@@ -63,11 +75,20 @@ KEYS = (
         "Whether a data set without any label is an error. `no_labels.json` sets it to false, for a client of a "
         "federated training.",
     ),
+    Key(
+        "group",
+        "Regular expression whose first group, or whole match, in a scan's name is its patient, such as "
+        "`^(patient[0-9]+)`. A patient's scans are all for training or all for validation. Null: each scan stands for "
+        "itself.",
+    ),
+    Key("num_folds", "Folds into which the labeled training scans are split; null: no folds.", "folds"),
+    Key("fold", "Fold that is for validation, from 0; null: no folds."),
     # Patch and spacing
     Key("spacing", "Voxel size to which scans are resampled, by axis in R, A, S order.", "mm"),
     Key(
         "patch_size",
-        "Size of a training patch and of a window, by axis; a multiple of `2 ** (levels - 1)`.",
+        "Size of a training patch and of a window, by axis; a multiple of the product of the strides, by default "
+        "`2 ** (levels - 1)`.",
         "voxels",
     ),
     Key("sdm_band", "Distance at which signed distances are truncated; about 5 voxels.", "mm"),
@@ -76,6 +97,16 @@ KEYS = (
     # Network
     Key("features", "Channels of the network's first level.", "channels"),
     Key("levels", "Resolutions of the network, 2 to 5."),
+    Key(
+        "strides",
+        "Strides of each level below the first, a number or one per axis, such as `[[2,2,1],[2,2,1],[2,2,2]]` for "
+        "thick slices; null: 2 everywhere.",
+    ),
+    Key(
+        "kernel_sizes",
+        "Kernel sizes of each level, a number or one per axis, such as `[[3,3,1],[3,3,1],3,3]` for thick slices; null: "
+        "3 everywhere.",
+    ),
     Key("dropout", "Probability that a channel is dropped at the end of the encoder and of each decoder."),
     Key("dual_task", "Whether the network also regresses the signed distance map."),
     Key(
@@ -93,7 +124,12 @@ KEYS = (
     Key("weight_decay", "Weight decay of the optimizer."),
     Key("gradient_clip", "Largest norm of the gradient; null: no limit."),
     Key("val_interval", "Epochs between two validations.", "epochs"),
-    Key("log_interval", "Iterations between two lines in the log.", "iterations"),
+    Key(
+        "log_interval",
+        "Iterations between two lines with all terms in the log; null: only one line for each epoch.",
+        "iterations",
+    ),
+    Key("curve_interval", "Iterations between two points of the curves in TensorBoard.", "iterations"),
     # Method
     Key("sdm_slope", "Slope `k` of the bridge from distance to segmentation, `softmax(k R)`.", "1 / band"),
     Key("bridge_sharpness", "Power to which probabilities are raised before the bridge makes distances of them."),

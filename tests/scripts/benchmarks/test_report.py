@@ -27,16 +27,12 @@ def test_interval_agrees_with_a_bootstrap_over_the_cases() -> None:
 
 
 def test_foreground_ratio_is_of_the_last_epoch(tmp_path: Path) -> None:
-    line = "2026-11-23 - INFO - Epoch: {}/3, Iter: 20/40 -- dice: 0.9 {}loss: 0.3 ramp: 1.0000 \n"
-    fractions = "foreground_labeled: {} foreground_unlabeled: {} "
+    line = "2026-11-23 - INFO - epoch {} of 3: loss 0.412, validation Dice 0.843, best so far, {}4 min left\n"
+    foreground = "unlabeled foreground {}% of the labels', "
     log = tmp_path / "training.log"
-    log.write_text(
-        line.format(1, fractions.format("0.0300", "0.0001"))
-        + line.format(3, fractions.format("0.0300", "0.0200"))
-        + line.format(3, fractions.format("0.0100", "1.0000e-02"))
-    )
+    log.write_text(line.format(1, foreground.format("0.3")) + line.format(3, foreground.format("75.0")))
     assert foreground_ratio(log) == pytest.approx(0.75)
-    log.write_text(line.format(3, "foreground_labeled: 0.0300 "))
+    log.write_text(line.format(1, foreground.format("75.0")) + line.format(3, ""))
     assert foreground_ratio(log) is None
 
 
