@@ -49,9 +49,12 @@ BROKEN_SERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-def test_a_complete_series_is_accepted(tmp_path: Path) -> None:
+def test_a_complete_series_is_accepted_until_a_slice_is_lost(tmp_path: Path) -> None:
     write_series(tmp_path / "series", CT)
     check_image(tmp_path / "series", spatial_dims=3, in_channels=1)
+    (tmp_path / "series" / "004.dcm").unlink()
+    with pytest.raises(ValueError, match="among 21 slices"):
+        check_image(tmp_path / "series", spatial_dims=3, in_channels=1)
 
 
 @pytest.mark.parametrize("name", BROKEN_SERIES)

@@ -54,6 +54,9 @@ def layout(folder: Path, postfix: str = "seg") -> ScanLayout:
 )
 def test_options_that_can_be_used(options: dict[str, Any]) -> None:
     check_options(**{**OPTIONS, **options})
+    with pytest.raises(InputError) as error:
+        check_options(**{**OPTIONS, **options, "patch_divisor": [32, 8, 8]})
+    assert str(error.value) == "patch_size is [16, 16, 16]: expected a multiple of 32 on axis 0, not 16; nearest is 32."
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,17 @@ def test_the_sentence_names_iteration_terms_and_cases(values: dict[str, Any], cu
 
 
 def test_watched_values_may_be_undefined() -> None:
-    iterate(make_engine(), FiniteCheck(), {**FINITE, "dice": math.nan})
+    engine, check = make_engine(), FiniteCheck()
+    iterate(engine, check, {**FINITE, "dice": math.nan})
+    with pytest.raises(NotFiniteError, match="not finite at iteration 2, because of regression;"):
+        iterate(engine, check, {**FINITE, "regression": math.nan, "dice": math.nan}, loss=math.nan)
 
 
 def test_a_gradient_that_overflows_in_float16_is_left_to_the_scaler() -> None:
-    iterate(make_engine(scales_gradients=True), FiniteCheck(), FINITE, gradient_norm=math.inf)
+    engine, check = make_engine(scales_gradients=True), FiniteCheck()
+    iterate(engine, check, FINITE, gradient_norm=math.inf)
+    with pytest.raises(NotFiniteError, match="not finite at iteration 2, because of regression;"):
+        iterate(engine, check, {**FINITE, "regression": math.nan}, loss=math.nan, gradient_norm=math.inf)
 
 
 def test_on_a_gpu_the_check_comes_one_iteration_later(monkeypatch: pytest.MonkeyPatch) -> None:

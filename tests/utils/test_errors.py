@@ -16,8 +16,12 @@ class ServerError(Exception):
 
 
 def test_without_problems_nothing_is_raised() -> None:
-    raise_if_any([])
-    raise_if_any([], "heading")
+    problems: list[str] = []
+    raise_if_any(problems)
+    raise_if_any(problems, "heading")
+    problems.append("One is wrong.")
+    with pytest.raises(InputError, match=r"^heading\nOne is wrong\.$"):
+        raise_if_any(problems, "heading")
 
 
 def test_problems_are_listed_in_order() -> None:

@@ -139,6 +139,9 @@ def test_decathlon_names_may_end_in_four_digits(tmp_path: Path) -> None:
         write(tmp_path / "source" / "labelsTr" / f"{case}.nii.gz", label(1))
     prepare(str(tmp_path / "source"), str(tmp_path / "data"))
     check(tmp_path / "data", 2)
+    for folder in ("images", "labels"):
+        written = sorted(path.name for path in (tmp_path / "data" / folder).iterdir())
+        assert written == ["amos_0001.nii.gz", "amos_0004.nii.gz"]
 
 
 def test_hdf5_with_the_lists_of_the_literature(tmp_path: Path) -> None:
