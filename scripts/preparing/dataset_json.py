@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from dbisl.utils import InputError
+from dbisl.utils import InputError, read_json_object
 from scripts.preparing.cases import Case, Dataset, files_named
 from scripts.preparing.volumes import label_reader, read_volume
 
@@ -23,15 +22,7 @@ IMAGE_FILE = r"(.+)\.(nii\.gz|nii|nrrd)"
 def _dataset_json(source: Path) -> dict[str, Any]:
     """Return the content of ``dataset.json``; empty if there is no such file."""
     path = source / "dataset.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path} is not a JSON file ({error}): expected channels and labels.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}: expected a JSON object.")
-    return content
+    return read_json_object(path, "channels and labels") if path.is_file() else {}
 
 
 def _described(source: Path) -> dict[str, Any]:

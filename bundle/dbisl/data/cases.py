@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from dbisl.data.mistakes import check_label_names, no_images_hint
 from dbisl.data.nifti import is_nifti
 from dbisl.data.splits import hide_labels, require_usable, split_cases
 from dbisl.utils.errors import InputError
-from dbisl.utils.files import case_name
+from dbisl.utils.files import case_name, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +199,7 @@ def _read_decathlon(root: Path, key: str, lists: bool) -> _Source:
         raise _no_images(root, key)
     check_label_names(images, labels)
     path = root / "dataset.json"
-    listed = _read_json(path) if lists and path.is_file() else {}
+    listed = read_json_object(path, "lists of cases") if lists and path.is_file() else {}
     training, validation = (_listed_cases(root, listed, name, path) for name in ("training", "validation"))
     if training is None:
         taken = {case["image"] for case in validation or ()}
@@ -211,7 +210,7 @@ def _read_decathlon(root: Path, key: str, lists: bool) -> _Source:
 
 def _read_datalist(root: Path, datalist: Path) -> _Source:
     path = datalist if datalist.is_file() or datalist.is_absolute() else root / datalist
-    lists = _read_json(path)
+    lists = read_json_object(path, "lists of cases")
     for key in lists:
         if key not in DATALIST_KEYS:
             nearest = difflib.get_close_matches(key, DATALIST_KEYS, n=1)
@@ -227,7 +226,7 @@ def _read_datalist(root: Path, datalist: Path) -> _Source:
 
 def _read_datastore(root: Path, key: str) -> _Source:
     path = root / DATASTORE
-    store = _read_json(path)
+    store = read_json_object(path, "lists of cases")
     images, labels = root / store.get("images_dir", ""), root / store.get("labels_dir", "labels") / "final"
     training: list[dict[str, str]] = []
     validation: list[dict[str, str]] = []
@@ -278,19 +277,6 @@ def _read_list(path: Path, images: Mapping[str, Path]) -> list[str] | None:
         if names.count(name) > 1:
             raise InputError(f"{path} lists the case {name} {names.count(name)} times: expected once.")
     return names
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: expected a JSON file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path} is not a JSON file ({error}): expected lists of cases.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}: expected a JSON object with lists of cases.")
-    return content
 
 
 def _listed_cases(root: Path, lists: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]] | None:

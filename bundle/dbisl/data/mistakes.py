@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ def no_images_hint(root: Path) -> str:
     """Return what to do about a folder in which no image was found, or an empty string."""
     if root.is_dir() and (root.parent / "labels").is_dir() and root.name == "images":
         return f" Expected the folder above it, {root.parent}."
-    folders = [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())] if root.is_dir() else []
-    for folder in folders:
-        if is_dicom_series(folder):
-            return f" {folder} is a DICOM series: expected NIfTI files, as the repository's scripts/prepare.py makes."
-    return ""
+    # Archives hold patient/study/series; a search of every folder below, such as a home, would not end.
+    folders = chain([root], root.glob("*"), root.glob("*/*"), root.glob("*/*/*"))
+    series = next(filter(is_dicom_series, folders), None)
+    if series is None:
+        return ""
+    return f" {series} is a DICOM series: expected NIfTI files, as the repository's scripts/prepare.py makes."
 
 
 def check_label_names(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:

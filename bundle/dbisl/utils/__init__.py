@@ -10,7 +10,7 @@ from dbisl.utils.distributed import (
     synchronise_batch_norm,
 )
 from dbisl.utils.errors import InputError, input_errors_as, raise_if_any
-from dbisl.utils.files import atomic_path, case_name, first_line
+from dbisl.utils.files import atomic_path, case_name, first_line, read_json_object
 from dbisl.utils.host_memory import keep_freed_memory
 from dbisl.utils.overrides import check_overrides
 from dbisl.utils.recipe import check_recipe, describe_recipe, read_recipe
@@ -29,6 +29,7 @@ __all__ = [
     "keep_freed_memory",
     "raise_if_any",
     "rank_device",
+    "read_json_object",
     "read_recipe",
     "share_of_rank",
     "start_processes",

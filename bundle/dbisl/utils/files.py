@@ -1,12 +1,16 @@
-"""Small helpers for files: atomic writes, the name of a case, and the first line of an error."""
+"""Small helpers for files: the name of a case, atomic writes, JSON, and the first line of an error."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from dbisl.utils.errors import InputError
 
 EXTENSIONS = (".nii.gz", ".nii")
 """Extensions of NIfTI files. Upper and lower case count as the same."""
@@ -51,6 +55,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json_object(path: str | os.PathLike[str], content: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: the file, in UTF-8 with or without a byte order mark.
+        content: what the file should hold, for the error: ``lists of cases``.
+
+    Raises:
+        InputError: if the file does not exist, or does not hold a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: expected a JSON file.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path} is not a JSON file ({error}): expected {content}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object with {content}.")
+    return found
 
 
 def first_line(error: BaseException, length: int = 100) -> str:

@@ -195,12 +195,7 @@ def _parameters(transform: Any) -> dict[str, Any]:
     MONAI's transforms of dictionaries keep their parameters as attributes, or as those of the transform that they wrap.
     """
     parts = [transform, *(part for part in vars(transform).values() if isinstance(part, Transform))]
-    names = set(inspect.signature(type(transform).__init__).parameters) - {
-        "self",
-        "keys",
-        "allow_missing_keys",
-        "dtype",
-    }
+    names = set(inspect.signature(type(transform).__init__).parameters) - NO_PARAMETERS
     found = {name: getattr(part, name) for name in sorted(names) for part in parts if hasattr(part, name)}
     return {name: _plain(value) for name, value in found.items() if _is_plain(_plain(value))}
 
